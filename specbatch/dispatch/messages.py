@@ -1,0 +1,215 @@
+"""What the components say to each other: small typed structs, metadata only.
+
+Every request carries the attempt by being encrypted with its keys, and gets exactly one reply. ``wait``,
+``begin`` and ``claim`` are long polls: the server keeps the reply back until there is something to say,
+at most ``LONG_POLL_S``.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from specbatch.manifest import Manifest, PackId
+
+LONG_POLL_S = 1.0
+
+
+class Phase(enum.StrEnum):
+    """What everybody is to do."""
+
+    WORK = "work"
+    """Engines claim, trainers train."""
+    TRAINED = "trained"
+    """All steps are trained: engines may leave."""
+    STOP = "stop"
+    """The attempt ends before its last step: trainers save after the step they were let into."""
+
+
+class Request(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
+    """Base of all requests."""
+
+
+class Reply(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
+    """Base of all replies."""
+
+
+# Engines
+
+
+class Claim(Request, frozen=True):
+    """Give me packs to compute. Answered by `Claims`, possibly without any."""
+
+    engine: str
+    most: int
+    """How many packs it can take now."""
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """One claim: given once and never again."""
+
+    claim: int
+    pack: PackId
+    segment: str
+    """Name of the store segment of the rank that will train the pack; empty: anywhere."""
+
+
+class Claims(Reply, frozen=True):
+    granted: tuple[Granted, ...]
+    phase: Phase
+
+
+class Stored(Request, frozen=True):
+    """The objects of these claims are in the store. Answered by `Done`."""
+
+    engine: str
+    manifests: tuple[Manifest, ...]
+
+
+class Failed(Request, frozen=True):
+    """A claim could not be computed. Answered by `Done`."""
+
+    engine: str
+    claim: int
+    why: str
+
+
+class Heartbeat(Request, frozen=True):
+    """An engine lives and works on these claims. Answered by `Beat`."""
+
+    engine: str
+    claims: tuple[int, ...]
+    state: str
+    """For people: ``starting``, ``ready``, ``restarting``, ..."""
+    tokens_per_s: float = 0.0
+
+
+class Beat(Reply, frozen=True):
+    phase: Phase
+    revoked: tuple[int, ...]
+    """Claims among those named that are no longer the engine's."""
+
+
+# Trainer ranks
+
+
+class Join(Request, frozen=True):
+    """A rank starts, or starts again, after ``step`` trained steps. Answered by `Done`.
+
+    Segments of ranks that are gone took their objects with them, so what was stored there is free again.
+    A step below the last trained one rewinds the window. A world is complete when all its ranks joined;
+    `Go` is given to a complete world only.
+    """
+
+    rank: int
+    world: int
+    segment: str
+    segment_bytes: int
+    step: int
+
+
+class Wait(Request, frozen=True):
+    """Where are these packs? Answered by `Packs` as soon as one of them is there."""
+
+    rank: int
+    packs: tuple[PackId, ...]
+
+
+class Packs(Reply, frozen=True):
+    stored: tuple[Manifest, ...]
+    void: tuple[tuple[PackId, str], ...]
+    """Packs that no engine can compute, and why: they train as zero."""
+    phase: Phase
+
+
+class Begin(Request, frozen=True):
+    """May I train this step? Answered by `Go`.
+
+    The answer is the same for all ranks of a step: once one was let in, all are.
+    """
+
+    rank: int
+    step: int
+
+
+class Go(Reply, frozen=True):
+    go: bool
+    """False: ask again, or stop if the phase says so."""
+    phase: Phase
+    why: str = ""
+
+
+class Lost(Request, frozen=True):
+    """What this claim's manifest names is not in the store, or not what it was. Answered by `Done`."""
+
+    rank: int
+    pack: PackId
+    claim: int
+    why: str
+
+
+class Trained(Request, frozen=True):
+    """A rank finished a step and removed its packs from the store. Answered by `Done`."""
+
+    rank: int
+    step: int
+
+
+# Anybody
+
+
+class Drain(Request, frozen=True):
+    """End the attempt at the next step's boundary. Answered by `Done`."""
+
+    why: str
+
+
+class Status(Request, frozen=True):
+    """Answered by `Report`."""
+
+
+class Done(Reply, frozen=True):
+    """Heard."""
+
+
+class Refused(Reply, frozen=True):
+    """The request made no sense here; the sender's mistake."""
+
+    why: str
+
+
+class EngineReport(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    claims: int
+    last_heard_s: float
+    tokens_per_s: float
+    packs: int
+    """Packs that it stored."""
+
+
+class Report(Reply, frozen=True):
+    phase: Phase
+    why: str
+    step: int
+    """Steps that all ranks trained."""
+    steps: int
+    free: int
+    claimed: int
+    stored: int
+    """Packs of the window in each state."""
+    stored_bytes: int
+    budget_bytes: int
+    engines: tuple[EngineReport, ...]
+    ranks: int
+    """Ranks that joined."""
+    waiting: tuple[tuple[int, PackId], ...]
+    """Which rank waits for which pack."""
+    lost: int
+    failed: int
+    void: tuple[tuple[PackId, str], ...]
+
+
+AnyRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status
+AnyReply = Claims | Beat | Packs | Go | Done | Refused | Report
