@@ -1,0 +1,123 @@
+"""SGLang's arguments: which exist in the installed SGLang, and which a configuration may not set.
+
+SGLang's names are read from its source, not by importing it: that would take seconds and load torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+_SPECULATION = "the engine captures hidden states without a draft, and `evaluate` sets speculation itself"
+_ONE_RANK_HAS_ALL_ROWS = "each tensor-parallel rank must hold all rows of a prefill: remove it"
+_EVERY_ROW = "every token must pass through the target, none may come from a cache: remove it"
+_CHOSEN = "specbatch chooses it, so that two engines may share a machine: remove it"
+_ONE_NODE = "an engine lives on one node: remove it"
+_LOOPBACK = "the engine listens to its own specbatch process only, over plain HTTP: remove it"
+
+BREAKS_CAPTURE: dict[str, str] = {
+    # Set from other sections.
+    "model_path": "set target.path instead",
+    "tokenizer_path": "the tokenizer is the target's: set target.path instead",
+    "revision": "give the directory of that revision as target.path instead",
+    "dtype": "set target.dtype instead",
+    "trust_remote_code": "set target.trust_remote_code instead",
+    "json_model_override_args": "the draft would be made for another target: edit the target's config.json instead",
+    "tp_size": "set inference.tensor_parallel instead",
+    "tensor_parallel_size": "set inference.tensor_parallel instead",
+    "tp": "set inference.tensor_parallel instead",
+    "dp_size": "set inference.engines instead",
+    "data_parallel_size": "set inference.engines instead",
+    "dp": "set inference.engines instead",
+    # What capture rests on.
+    "skip_tokenizer_init": "the engine is sent token ids, and specbatch sets it: remove it",
+    "disable_radix_cache": "specbatch sets it, since every token must pass through the target: remove it",
+    "enable_return_aux_hidden_states": "specbatch sets it: remove it",
+    "return_aux_hidden_state_layer_ids": "set draft.aux_layers instead",
+    "aux_hidden_state_capture": "specbatch sets it through the draft's algorithm: remove it",
+    "enable_return_hidden_states": "hidden states go to the store, not into answers: remove it",
+    "return_hidden_states_mode": "hidden states go to the store, not into answers: remove it",
+    "enable_hierarchical_cache": _EVERY_ROW,
+    "enable_session_radix_cache": _EVERY_ROW,
+    "enable_streaming_session": _EVERY_ROW,
+    "radix_cache_backend": _EVERY_ROW,
+    "enable_unified_cache_external_linker": _EVERY_ROW,
+    "enable_lmcache": _EVERY_ROW,
+    "enable_flexkv": _EVERY_ROW,
+    "allow_auto_truncate": "a truncated sample would lack rows; see data.max_tokens: remove it",
+    "is_embedding": "an embedding model has no next token to propose: remove it",
+    "dllm_algorithm": "a diffusion model has no next token to propose: remove it",
+    "disaggregation_mode": "an engine prefills and answers by itself: remove it",
+    "encoder_only": "an engine runs the whole language model: remove it",
+    "enable_pdmux": "prefill takes another way through the scheduler, which is not captured: remove it",
+    "pp_size": "only the last pipeline rank would see its layers; set inference.tensor_parallel instead",
+    "pipeline_parallel_size": "only the last pipeline rank would see its layers; set inference.tensor_parallel instead",
+    "enable_dp_attention": _ONE_RANK_HAS_ALL_ROWS,
+    "attn_dp_size": _ONE_RANK_HAS_ALL_ROWS,
+    "attn_cp_size": _ONE_RANK_HAS_ALL_ROWS,
+    "enable_prefill_cp": _ONE_RANK_HAS_ALL_ROWS,
+    "dcp_size": _ONE_RANK_HAS_ALL_ROWS,
+    "enable_multi_layer_eagle": _SPECULATION,
+    # Processes, ports, devices.
+    "host": _CHOSEN,
+    "port": _CHOSEN,
+    "nccl_port": _CHOSEN,
+    "grpc_port": _CHOSEN,
+    "base_gpu_id": "specbatch gives each engine GPUs of its own: remove it",
+    "gpu_id_step": "specbatch gives each engine GPUs of its own: remove it",
+    "nnodes": _ONE_NODE,
+    "node_rank": _ONE_NODE,
+    "dist_init_addr": _ONE_NODE,
+    "use_ray": _ONE_NODE,
+    "grpc_mode": _LOOPBACK,
+    "smg_grpc_mode": _LOOPBACK,
+    "api_key": _LOOPBACK,
+    "admin_api_key": _LOOPBACK,
+    "ssl_keyfile": _LOOPBACK,
+    "ssl_certfile": _LOOPBACK,
+    "fastapi_root_path": _LOOPBACK,
+}
+"""Arguments that ``inference.sglang`` may not hold, and what to do instead."""
+
+BREAKS_DETERMINISM: dict[str, str] = {
+    "chunked_prefill_size": "where a prompt is cut would depend on its neighbours: remove it, or set "
+    "inference.deterministic: false",
+    "enable_dynamic_chunking": "where a prompt is cut would depend on its neighbours: remove it, or set "
+    "inference.deterministic: false",
+    "enable_mixed_chunk": "what is computed together would depend on the neighbours: remove it, or set "
+    "inference.deterministic: false",
+}
+"""The same where ``inference.deterministic`` is set."""
+
+
+def refusal(name: str, deterministic: bool) -> str | None:
+    """Why ``inference.sglang`` may not hold an argument, and what to do; None if it may."""
+    if name.startswith("speculative_"):
+        return f"{_SPECULATION}: remove it"
+    return BREAKS_CAPTURE.get(name) or (BREAKS_DETERMINISM.get(name) if deterministic else None)
+
+
+@lru_cache(maxsize=1)
+def sglang_argument_names() -> frozenset[str]:
+    """The arguments of the installed SGLang, by the names of ``ServerArgs``; empty where SGLang is missing."""
+    found = importlib.util.find_spec("sglang")
+    if found is None or not found.submodule_search_locations:
+        return frozenset()
+    srt = Path(next(iter(found.submodule_search_locations))) / "srt"
+    # The fields stand in classes by subject; older releases have them in ServerArgs itself.
+    sources = [*sorted((srt / "arg_groups" / "fields").glob("*.py")), srt / "server_args.py"]
+    names: set[str] = set()
+    for source in sources:
+        if not source.is_file():
+            continue
+        grouped = source.parent.name == "fields"
+        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and (grouped or node.name == "ServerArgs"):
+                names.update(
+                    item.target.id
+                    for item in node.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                )
+    return frozenset(name for name in names if not name.startswith("_"))
