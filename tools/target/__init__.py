@@ -1,0 +1,1 @@
+"""The quickstart's target model: from a package to a Hugging Face directory."""
