@@ -10,7 +10,6 @@ the kernel's parent-death signal is bound to the thread that started a child, an
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import select
 import signal
@@ -37,7 +36,7 @@ def main(owner: int, grace_s: float, command: list[str]) -> int:
         signal.signal(number, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="specbatch-") as folder:
         # The command's sockets and the like; compiled kernels stay where they are found again.
-        kernels = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        kernels = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
         environment = {"TORCHINDUCTOR_CACHE_DIR": str(kernels)} | dict(os.environ) | {"TMPDIR": folder}
         return _watch(owner, grace_s, command, environment)
 
