@@ -1,0 +1,223 @@
+"""The draft against an oracle in float64: loss, every gradient, every accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specbatch.capture import CaptureContract
+from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config
+from specbatch.training.drafts.pack import PackTensors, supervised_counts
+from specbatch.training.drafts.rope import Rope
+from tests.training.oracle import unroll_sample
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, EPS, THETA = 8, 4, 2, 4, 23, 1e-5, 50.0
+CONTRACT = CaptureContract(aux_layers=(0, 1, 2), hidden=HIDDEN)
+
+
+class Sample:
+    """A sample whose target states are random at every position."""
+
+    def __init__(self, mask: list[bool], seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = len(mask)
+        self.mask = mask
+        self.ids = torch.randint(VOCAB, (tokens,), generator=generator).tolist()
+        self.aux = torch.randn(tokens, 3 * HIDDEN, dtype=torch.float64, generator=generator)
+        self.last = torch.randn(tokens, HIDDEN, dtype=torch.float64, generator=generator)
+
+
+def make_draft(steps: int, draft_ids: tuple[int, ...]) -> Eagle3:
+    config = Eagle3Config(
+        hidden_size=HIDDEN,
+        intermediate_size=12,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        rms_norm_eps=EPS,
+        rope=Rope(HEAD_DIM, THETA, 64),
+        ttt_steps=steps,
+        draft_ids=draft_ids,
+        contract=CONTRACT,
+    )
+    draft = Eagle3(config).double()
+    generator = torch.Generator().manual_seed(5)
+    table = torch.randn(2, VOCAB, HIDDEN, dtype=torch.float64, generator=generator)
+    draft.initialize(3, table[0], table[1])
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+    draft.embedding, draft.target_head = table[0], table[1][list(draft_ids)]
+    return draft
+
+
+def pack_of(samples: list[Sample]) -> PackTensors:
+    rows = [CONTRACT.rows(np.array(s.mask, dtype=bool)) for s in samples]
+
+    def gather(name: str, width: int) -> torch.Tensor:
+        parts = [getattr(s, name)[torch.from_numpy(r[name])] for s, r in zip(samples, rows, strict=True)]
+        return torch.cat([torch.empty(0, width, dtype=torch.float64), *parts])
+
+    return PackTensors(
+        input_ids=torch.tensor([i for s in samples for i in s.ids], dtype=torch.int64),
+        loss_mask=torch.tensor([m for s in samples for m in s.mask], dtype=torch.bool),
+        lengths=tuple(len(s.mask) for s in samples),
+        aux=gather("aux", 3 * HIDDEN),
+        last=gather("last", HIDDEN),
+    )
+
+
+def ours(draft: Eagle3, pack: PackTensors, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    draft.zero_grad()
+    result = draft(pack, weights)
+    result[0].sum().backward()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in draft.named_parameters()
+    }
+    return result.detach(), gradients
+
+
+def theirs(draft: Eagle3, samples: list[Sample], weights: torch.Tensor):
+    draft.zero_grad()
+    steps = draft.config.ttt_steps
+    w = dict(draft.named_parameters())
+    losses, correct, counts = torch.zeros(steps, dtype=torch.float64), np.zeros(steps), np.zeros(steps)
+    for sample in samples:
+        loss, right, count = unroll_sample(
+            w,
+            embedding=draft.embedding,
+            target_head=draft.target_head,
+            aux=sample.aux,
+            last=sample.last,
+            ids=sample.ids,
+            mask=sample.mask,
+            heads=HEADS,
+            kv_heads=KV_HEADS,
+            head_dim=HEAD_DIM,
+            eps=EPS,
+            theta=THETA,
+            steps=steps,
+        )
+        losses = losses + torch.stack(loss)
+        correct += right
+        counts += count
+    total = (losses * weights).sum()
+    if total.requires_grad:
+        total.backward()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in draft.named_parameters()
+    }
+    return (losses * weights).detach(), correct, counts, gradients
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference of any gradient."""
+    return max(((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-9)).item() for n in b)
+
+
+WEIGHTS = 0.8 ** torch.arange(8, dtype=torch.float64) / 7
+WHOLE = tuple(range(VOCAB))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    masks=st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=3),
+    steps=st.integers(1, 4),
+    pruned=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_loss_gradients_and_accuracies_are_the_oracles(masks, steps, pruned, seed):
+    samples = [Sample(mask, seed + i) for i, mask in enumerate(masks)]
+    draft = make_draft(steps, (0, 3, 4, 8, 9, 15, 22) if pruned else WHOLE)
+    weights = WEIGHTS[:steps]
+    result, gradients = ours(draft, pack_of(samples), weights)
+    losses, correct, counts, expected = theirs(draft, samples, weights)
+    torch.testing.assert_close(result[0], losses, rtol=1e-11, atol=1e-12)
+    assert result[1].tolist() == correct.tolist()
+    assert difference(gradients, expected) < 1e-9
+    ours_counts = sum(supervised_counts(np.array(s.mask, dtype=bool), steps) for s in samples)
+    assert ours_counts.tolist() == counts.tolist()
+
+
+TURNS = [[False] * 3 + [True] * 5 + [False] * 2 + [True] * 4, [True], [False, True, True]]
+
+
+def reference() -> tuple[Eagle3, list[Sample], dict[str, torch.Tensor]]:
+    draft, samples = make_draft(3, WHOLE), [Sample(mask, i) for i, mask in enumerate(TURNS)]
+    return draft, samples, theirs(draft, samples, WEIGHTS[:3])[3]
+
+
+def test_the_comparison_fails_when_one_row_is_shifted():
+    draft, samples, expected = reference()
+    pack = pack_of(samples)
+    pack.last = pack.last.roll(1, 0)
+    assert difference(ours(draft, pack, WEIGHTS[:3])[1], expected) > 1e-3
+
+
+def test_the_comparison_fails_when_a_mask_is_off_by_one():
+    draft, samples, _ = reference()
+    pack = pack_of(samples)
+    samples[0].mask = samples[0].mask[1:] + [False]
+    expected = theirs(draft, samples, WEIGHTS[:3])[3]
+    assert difference(ours(draft, pack, WEIGHTS[:3])[1], expected) > 1e-3
+
+
+def test_the_comparison_fails_when_a_neighbour_is_visible():
+    draft, samples, _ = reference()
+    joined = Sample(samples[0].mask + samples[2].mask, 0)
+    joined.ids = samples[0].ids + samples[2].ids
+    joined.aux, joined.last = (torch.cat([getattr(samples[0], n), getattr(samples[2], n)]) for n in ("aux", "last"))
+    expected = theirs(draft, [samples[0], samples[2]], WEIGHTS[:3])[3]
+    assert difference(ours(draft, pack_of([joined]), WEIGHTS[:3])[1], expected) > 1e-3
+
+
+def test_the_order_of_samples_in_a_pack_does_not_matter():
+    draft, samples, expected = reference()
+    assert difference(ours(draft, pack_of(samples[::-1]), WEIGHTS[:3])[1], expected) < 1e-9
+
+
+def test_the_blocks_of_a_long_sample_give_the_same(monkeypatch):
+    from specbatch.training import attention, loss
+
+    draft, samples, expected = reference()
+    monkeypatch.setattr(attention, "BLOCK_SCORES", 3)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 2 * VOCAB)
+    assert difference(ours(draft, pack_of(samples), WEIGHTS[:3])[1], expected) < 1e-9
+
+
+def test_a_pack_without_samples_trains_as_zero():
+    draft = make_draft(3, WHOLE)
+    result, gradients = ours(draft, pack_of([]), WEIGHTS[:3])
+    assert not result.any()
+    assert not any(g.any() for g in gradients.values())
+
+
+def test_rows_that_no_column_reads_do_not_matter():
+    draft, samples, expected = reference()
+    for sample in samples:
+        rows = CONTRACT.rows(np.array(sample.mask, dtype=bool))
+        for name in ("aux", "last"):
+            unread = torch.ones(len(sample.mask), dtype=torch.bool)
+            unread[torch.from_numpy(rows[name])] = False
+            getattr(sample, name)[unread] = 1e4
+    assert difference(theirs(draft, samples, WEIGHTS[:3])[3], expected) < 1e-12
+
+
+def test_a_pack_with_too_few_rows_is_refused():
+    draft, samples, _ = reference()
+    pack = pack_of(samples)
+    pack.aux = pack.aux[1:]
+    with pytest.raises(ValueError, match="rows of aux"):
+        draft(pack, WEIGHTS[:3])
+
+
+def test_frequencies_stay_exact_at_far_positions():
+    rope = Rope(64, 1e5, 1 << 17)
+    cos, sin = rope.rotation(torch.tensor([100_000]), torch.bfloat16)
+    angle = 100_000 * 1e5 ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    cos32, _ = rope.rotation(torch.tensor([100_000]), torch.float32)
+    assert (cos32.flatten().double() - angle.cos()).abs().max() < 1e-6
+    assert cos.dtype == sin.dtype == torch.bfloat16
