@@ -1,0 +1,90 @@
+"""Where the components of an attempt find each other, and the keys that let them in.
+
+The head writes one small file into the run directory once everything listens. It holds secrets, so only its
+owner can read it; it is written whole or not at all; and a component of another attempt refuses it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from specbatch.errors import RunError
+from specbatch.rundir import write_whole
+
+POLL_S = 0.2
+"""Between two looks for the file; it may lie on a network file system."""
+
+
+class Rendezvous(msgspec.Struct, frozen=True):
+    """Addresses and keys of one attempt."""
+
+    run: str
+    """The run's id, hexadecimal; the first part of every key in the store."""
+    attempt: int
+    host: str
+    """Address of the head."""
+    master_port: int
+    metrics_port: int
+    dispatcher_port: int
+    server_public: str
+    client_public: str
+    client_secret: str
+    """CURVE keys, Z85."""
+    checksum_seed: int
+    """Of the checksums in manifests, 64 bits; an object that nobody of this attempt wrote can't have it right."""
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """All keys of an attempt; the server's secret one never leaves the head's memory."""
+
+    server_public: str
+    server_secret: str
+    client_public: str
+    client_secret: str
+    checksum_seed: int
+
+    @classmethod
+    def new(cls) -> Keys:
+        """Fresh random keys."""
+        server, client = zmq.curve_keypair(), zmq.curve_keypair()
+        return cls(*(key.decode() for key in (*server, *client)), checksum_seed=secrets.randbits(64))
+
+
+def publish(path: Path, rendezvous: Rendezvous) -> None:
+    """Write the file, whole, readable for its owner only."""
+    write_whole(path, msgspec.json.format(msgspec.json.encode(rendezvous)) + b"\n", mode=0o600)
+
+
+def wait_for(path: Path, attempt: int, timeout_s: float) -> Rendezvous:
+    """Read the file as soon as it is there.
+
+    Raises:
+        RunError: if it is not there in time, is not readable, or belongs to another attempt.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            data = path.read_bytes()
+            break
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RunError(f"{path}: cannot read the rendezvous of attempt {attempt}: {error}") from error
+        if time.monotonic() >= until:
+            raise RunError(
+                f"{path}: waited {timeout_s:.0f} s for the head of attempt {attempt} to publish its addresses; "
+                "see the head's log in the same directory"
+            )
+        time.sleep(POLL_S)
+    try:
+        rendezvous = msgspec.json.decode(data, type=Rendezvous)
+    except msgspec.DecodeError as error:
+        raise RunError(f"{path}: not a rendezvous: {error}") from error
+    if rendezvous.attempt != attempt:
+        raise RunError(f"{path}: is of attempt {rendezvous.attempt}, and this is attempt {attempt}")
+    return rendezvous
