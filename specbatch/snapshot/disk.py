@@ -1,0 +1,97 @@
+"""A file that HDF5 may write to on a full disk.
+
+After a write that fails, libhdf5 can neither close its file nor give the space back, fails at every later save
+of the same process and crashes it at exit. So the error is kept from it: the file takes everything, drops what
+can't be written, and raises the first error when its owner closes it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Disk:
+    """A file object for h5py, open for writing, emptied first.
+
+    As a context manager it closes itself, and has the bytes on disk when it does so without an error.
+
+    Raises:
+        OSError: from the constructor, and from `close` for any write that failed before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._at = 0
+        self.error: OSError | None = None
+        """The first error; once it is set, nothing more is written."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        try:
+            while self.error is None and done < len(view):
+                done += os.pwrite(self._fd, view[done:], self._at + done)
+        except OSError as error:
+            self.error = error
+        self._at += len(view)
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        try:
+            if self.error is None:
+                os.ftruncate(self._fd, size)
+        except OSError as error:
+            self.error = error
+        return size
+
+    def read(self, size: int) -> bytes:
+        """h5py takes an object without this method for a path."""
+        data = os.pread(self._fd, size, self._at)
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = os.preadv(self._fd, [buffer], self._at)
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.bytes}[whence]
+        self._at = start + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def flush(self) -> None:
+        """Nothing is held back; `close` waits for the disk."""
+
+    @property
+    def bytes(self) -> int:
+        """Length of the file."""
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Wait until everything is on disk, or raise what went wrong."""
+        try:
+            if self.error is not None:
+                raise self.error
+            os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,283 @@
+"""torchtitan's checkpoint manager, storing HDF5 snapshots that a run can rely on.
+
+How the trainer uses it:
+
+- Configuration: ``checkpoint=HDF5CheckpointManager.Config(enable=True, interval=config.snapshot.interval_steps,
+  keep=config.snapshot.keep, facts=facts)`` in torchtitan's ``Trainer.Config``, whose ``dump_folder`` is the run
+  directory. ``facts`` is JSON that must be the same where training goes on, as
+  ``{"plan": plan.fingerprint, "draft": {...}, "optimizer": {...}}``; nested as deep as is useful, since an error
+  names the leaves that differ. All else (asynchronous saves, the folder ``snapshots``, whole last saves) is set.
+- ``trainer.checkpointer.load()`` (torchtitan's ``train()`` calls it) restores the newest snapshot that can be read,
+  and returns False where there is none yet. `UserError` for other facts or another model, `RunError` when there are
+  snapshots and none can be read.
+- ``trainer.checkpointer.save(step, last_step=True)`` ends a run or drains it: written before it returns, and not
+  twice if the interval has just saved that step. `RunError` if even a second try with freed space fails.
+  Every other save that fails is logged as an error, its folder is deleted, and training goes on.
+- ``trainer.checkpointer.saved_step`` is the newest step known to be on disk, the same on all ranks as long as they
+  ask between the same two steps; None before the first.
+- ``trainer.close()`` before ``destroy_process_group()``: it awaits a save under way. After an error don't close:
+  end the process, and the save under way will never have a manifest.
+- Of the random generators, torch's are kept for each rank (on the CPU, and the rank's own GPU).
+
+Not run on a GPU yet: staging through pinned memory, and the GPU's random generator.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.stateful import Stateful
+from torchtitan.components.checkpointer import AsyncMode, CheckpointManager
+from torchtitan.components.checkpointer.base import MODEL
+
+from specbatch.errors import RunError, UserError
+from specbatch.snapshot import folder as snapshot_folder
+from specbatch.snapshot.folder import DamagedSnapshot, SnapshotManifest, read_manifest, snapshot_path
+from specbatch.snapshot.storage import HDF5Reader, HDF5Writer
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+
+
+class RandomState(Stateful):
+    """torch's random generators of one rank; other ranks keep theirs under other names."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = f"rank-{rank}"
+
+    def state_dict(self) -> dict[str, Any]:
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state()
+        return {self.rank: states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        states = state_dict[self.rank]
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"])
+
+    def names(self) -> list[str]:
+        """What its tensors are called in a snapshot."""
+        return [f"{RANDOM}.{self.rank}.{device}" for device in self.state_dict()[self.rank]]
+
+
+class HDF5CheckpointManager(CheckpointManager):
+    """One for each rank; all ranks call the same methods at the same steps."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(CheckpointManager.Config):
+        folder: str = "snapshots"
+        """Below the trainer's dump folder."""
+        async_mode: str = "async"
+        """``async``, in a thread, or ``disabled``."""
+        last_save_model_only: bool = False
+        keep_latest_k: int = 0
+        """torchtitan's own pruning, which counts broken snapshots too, stays off."""
+        keep: int = 2
+        """How many whole snapshots are kept."""
+        facts: dict[str, Any] = field(default_factory=dict)
+        """JSON; a snapshot with other facts is refused."""
+
+        def __post_init__(self) -> None:
+            CheckpointManager.Config.__post_init__(self)
+            if self.async_mode not in ("async", "disabled") or self.keep_latest_k or self.last_save_model_only:
+                raise ValueError("snapshots are whole, written by a thread or synchronously, and pruned by `keep`")
+            if self.keep < 1:
+                raise ValueError(f"keep is {self.keep}: at least one snapshot has to be kept")
+
+    def __init__(self, config: Config, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        if not self.enable:
+            return
+        self.path = Path(self.folder)
+        self.keep, self.facts = config.keep, config.facts
+        self.rank = dist.get_rank()
+        self.random = RandomState(self.rank)
+        self.states[RANDOM] = self.random
+        self.saved_step: int | None = None
+        self._pruning = threading.Lock()
+        gpu = torch.cuda.is_available()
+        self.stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=gpu
+            )
+        )
+
+    def _save(self, curr_step: int, last_step: bool = False) -> bool:
+        if last_step:
+            self.maybe_wait_for_saving()
+        if curr_step == self.saved_step:
+            return False
+        saving = super()._save(curr_step, last_step)
+        if last_step and saving and self.saved_step != curr_step:
+            self._prune(keep=1)
+            super()._save(curr_step, last_step=True)
+            if self.saved_step != curr_step:
+                raise RunError(
+                    f"the last snapshot, of step {curr_step}, could not be written to {self.path}; "
+                    f"the newest whole one is of step {self.saved_step}: make room and resume"
+                )
+        return saving
+
+    def dcp_save(
+        self,
+        state_dict: dict[str, Any],
+        checkpoint_id: str,
+        async_mode: AsyncMode,
+        enable_garbage_collection: bool = False,
+        to_hf: bool = False,
+    ) -> Future[None] | None:
+        """Write a snapshot, or have a thread write it. A failure is reported, not raised."""
+        step, began = int(Path(checkpoint_id).name.removeprefix("step-")), time.monotonic()
+        writer = HDF5Writer(Path(checkpoint_id), step=step, facts=self.facts)
+        if async_mode == AsyncMode.DISABLED:
+            failure = None
+            try:
+                dcp.save(state_dict, storage_writer=writer, process_group=self.pg)
+            except CheckpointException as error:
+                failure = error
+            self._settle(step, began, failure)
+            return None
+        writing = dcp.async_save(
+            state_dict, storage_writer=writer, process_group=self.pg, async_stager=self.stager
+        )
+        logger.info("snapshot staged step=%d seconds=%.2f", step, time.monotonic() - began)
+        outcome: Future[None] = Future()
+
+        def settle(done: Future[Any]) -> None:
+            try:
+                failure = done.exception()
+                if failure is not None and not isinstance(failure, CheckpointException):
+                    raise failure
+                outcome.set_result(self._settle(step, began, failure))
+            except BaseException as error:  # kept for the rank's main thread, which awaits it
+                outcome.set_exception(error)
+
+        writing.add_done_callback(settle)
+        return outcome
+
+    def _settle(self, step: int, began: float, failure: CheckpointException | None) -> None:
+        """Say how a save ended, and keep the folder in order. Runs on every rank, in whichever thread wrote."""
+        if failure is None:
+            self.saved_step = step
+        if self.rank:
+            return
+        snapshot, seconds = snapshot_path(self.path, step), time.monotonic() - began
+        if failure is None:
+            size = sum(read_manifest(snapshot).files.values())
+            logger.info("snapshot written step=%d bytes=%d seconds=%.2f", step, size, seconds)
+            self._prune(self.keep)
+            return
+        logger.error(
+            "SNAPSHOT FAILED, training goes on with the one before step=%d kept=%s path=%s why=%s",
+            step, self.saved_step, snapshot, _reason(failure),
+        )
+        try:
+            snapshot_folder.remove(snapshot)
+        except OSError as error:
+            logger.error("a half-written snapshot can't be deleted path=%s why=%s", snapshot, error)
+
+    def _prune(self, keep: int) -> None:
+        """Delete all but the newest whole snapshots."""
+        if self.rank:
+            return
+        with self._pruning:
+            for step in snapshot_folder.whole_snapshots(self.path)[:-keep]:
+                try:
+                    snapshot_folder.remove(snapshot_path(self.path, step))
+                except OSError as error:
+                    logger.error("an old snapshot can't be deleted step=%d why=%s", step, error)
+
+    def _load(self, step: int = -1) -> bool:
+        """Load the newest snapshot that can be read, or exactly that of ``step``."""
+        steps = self._first_rank(lambda: self._tidy() if step == -1 else [step])
+        for candidate in reversed(steps):
+            snapshot = snapshot_path(self.path, candidate)
+            try:
+                manifest = self._first_rank(lambda path=snapshot: _manifest_or_damage(path))
+                if isinstance(manifest, DamagedSnapshot):
+                    raise manifest
+                self._check_facts(snapshot, manifest)
+                self._manifest = manifest
+                super()._load(candidate)
+            except DamagedSnapshot as error:
+                logger.error("snapshot refused step=%d why=%s", candidate, error)
+                continue
+            self.saved_step = candidate
+            return True
+        if steps:
+            raise RunError(
+                f"none of the snapshots in {self.path} can be read (steps {', '.join(map(str, steps))}; the log says why); "
+                "delete that folder to start from the beginning"
+            )
+        return False
+
+    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
+        """Fill the state from a snapshot whose manifest was read already."""
+        snapshot, manifest = Path(checkpoint_id), self._manifest
+        if not set(self.random.names()) <= set(manifest.tensors):
+            logger.warning("random generators start anew: the snapshot had %d ranks rank=%d", manifest.ranks, self.rank)
+            del state_dict[RANDOM]
+        try:
+            dcp.load(state_dict, storage_reader=HDF5Reader(snapshot, manifest), process_group=self.pg)
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            damage = next((cause for cause in causes if isinstance(cause, DamagedSnapshot)), None)
+            if damage is not None:
+                raise damage from None
+            raise UserError(f"{snapshot} does not fit this draft model: {_reason(error)}") from error
+        self.states[MODEL].load_state_dict(state_dict)
+
+    def _find_load_step(self, folder: str = "") -> int:
+        return max(snapshot_folder.whole_snapshots(Path(folder or self.folder)), default=-1)
+
+    def _check_facts(self, snapshot: Path, manifest: SnapshotManifest) -> None:
+        changed = snapshot_folder.differences(manifest.facts, self.facts)
+        if changed:
+            raise UserError(
+                f"{snapshot} belongs to another training: {'; '.join(changed)}. "
+                "Set these back to go on, or take another run.dir to start anew"
+            )
+
+    def _tidy(self) -> list[int]:
+        """Delete what saves that were cut off left behind; the steps of all snapshots, ascending."""
+        for path in snapshot_folder.half_written(self.path):
+            logger.warning("deleting a half-written snapshot path=%s", path)
+            snapshot_folder.remove(path)
+        return snapshot_folder.snapshots(self.path)
+
+    def _first_rank(self, ask: Any) -> Any:
+        """What rank 0 finds, on every rank: a shared file system may show each of them something else."""
+        answer = [ask() if self.rank == 0 else None]
+        dist.broadcast_object_list(answer, src=0, group=self.pg)
+        return answer[0]
+
+    def _close(self) -> None:
+        self.maybe_wait_for_saving()
+        super()._close()
+        self.stager = None
+
+
+def _manifest_or_damage(snapshot: Path) -> SnapshotManifest | DamagedSnapshot:
+    try:
+        return read_manifest(snapshot)
+    except DamagedSnapshot as error:
+        return error
+
+
+def _reason(failure: CheckpointException) -> str:
+    """The errors of all ranks, each once, without their tracebacks."""
+    return "; ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e, _ in failure.failures.values()))

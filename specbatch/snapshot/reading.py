@@ -1,0 +1,77 @@
+"""Snapshots outside training: one process, no process group, everything checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from specbatch.snapshot.chunks import chunk_files, dtype_of
+from specbatch.snapshot.folder import DamagedSnapshot, read_manifest, snapshot_path, snapshots
+
+logger = logging.getLogger(__name__)
+
+
+def read_tensors(snapshot: Path, names: Iterable[str] | None = None, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Whole tensors of a snapshot, joined from the shards of all ranks.
+
+    Args:
+        names: which ones; all if not given. Names that the snapshot lacks are left out.
+        prefix: only names that start so.
+
+    Returns:
+        name to tensor, as stored, in host memory.
+
+    Raises:
+        DamagedSnapshot: naming file and tensor.
+    """
+    manifest = read_manifest(snapshot)
+    wanted = set(manifest.tensors if names is None else names)
+    tensors = {}
+    with chunk_files(snapshot) as files:
+        for name, stored in manifest.tensors.items():
+            if name not in wanted or not name.startswith(prefix):
+                continue
+            tensors[name] = torch.empty(stored.size, dtype=dtype_of(stored.dtype))
+            missing = tensors[name].numel()
+            for chunk in stored.chunks:
+                part = files.read(name, tensors[name].dtype, chunk)
+                tensors[name][tuple(slice(o, o + n) for o, n in zip(chunk.offset, chunk.size, strict=True))] = part
+                missing -= part.numel()
+            if missing:
+                raise DamagedSnapshot(f"{snapshot}: tensor {name} lacks {missing} values")
+    return tensors
+
+
+def verify(snapshot: Path) -> None:
+    """Read everything that a snapshot holds and check it.
+
+    Raises:
+        DamagedSnapshot: naming file and tensor.
+    """
+    manifest = read_manifest(snapshot)
+    with chunk_files(snapshot) as files:
+        for name, stored in manifest.tensors.items():
+            for chunk in stored.chunks:
+                files.read(name, dtype_of(stored.dtype), chunk)
+
+
+def newest_loadable(folder: Path) -> int | None:
+    """The newest step whose snapshot is whole and undamaged, by reading it; what is refused is logged by name.
+
+    Args:
+        folder: the snapshots of a run.
+
+    Returns:
+        None if there is no such snapshot.
+    """
+    for step in reversed(snapshots(folder)):
+        try:
+            verify(snapshot_path(folder, step))
+        except DamagedSnapshot as error:
+            logger.error("snapshot refused, taking the one before step=%d why=%s", step, error)
+        else:
+            return step
+    return None
