@@ -1,0 +1,104 @@
+"""What a launcher starts: one function for every component, the same on a laptop and under Slurm.
+
+Each opens its log, does its work, and leaves a mark of how it ended for the head to read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from specbatch.errors import RunError, UserError
+from specbatch.launch.marks import Mark, leave_mark, read_mark
+from specbatch.rundir import RunDir, read_json
+
+log = logging.getLogger(__name__)
+POLL_S = 0.2
+
+
+def head(root: Path, attempt: int) -> None:
+    """Master, dispatcher and supervision. Returns when the attempt has ended."""
+    from specbatch.launch.head import supervise
+
+    _run("head", root, attempt, 0, lambda run_dir: supervise(run_dir, attempt))
+
+
+def inference(root: Path, attempt: int, task: int) -> None:
+    """One engine; the first one judges the draft when training is over."""
+
+    def work(run_dir: RunDir) -> None:
+        from specbatch.inference import engine
+
+        engine.main(run_dir.root, attempt, task)
+        if task == 0:
+            _evaluate(run_dir, attempt)
+
+    _run("inference", root, attempt, task, work)
+
+
+def training(root: Path, attempt: int) -> None:
+    """The trainer ranks of this node, and the export of what they made."""
+
+    def work(run_dir: RunDir) -> None:
+        from specbatch.training import agent
+
+        agent.main(run_dir.root, attempt)
+        if _all_trained(run_dir):
+            from specbatch.export import export
+
+            log.info("exported draft=%s", export(run_dir))
+
+    _run("training", root, attempt, 0, work)
+
+
+def _evaluate(run_dir: RunDir, attempt: int) -> None:
+    from specbatch.config import load_config
+    from specbatch.evaluate import evaluate
+
+    if not _all_trained(run_dir) or not load_config(run_dir.config).evaluate.prompts:
+        return
+    while (mark := read_mark(run_dir, attempt, "training", 0)) is None:
+        time.sleep(POLL_S)
+    if not mark.failed:
+        evaluate(run_dir)
+
+
+def _all_trained(run_dir: RunDir) -> bool:
+    status = read_json(run_dir.status) or {}
+    return status.get("phase") == "trained"
+
+
+def _run(component: str, root: Path, attempt: int, task: int, work: Callable[[RunDir], None]) -> None:
+    run_dir = RunDir(root)
+    _open_log(run_dir.component_log(attempt, component, task), f"{component}-{task}")
+    log.info("started pid=%d attempt=%d", os.getpid(), attempt)
+    try:
+        work(run_dir)
+    except (UserError, RunError) as error:
+        log.error("failed why=%s", error)
+        leave_mark(run_dir, attempt, Mark(component, task, str(error)))
+        raise SystemExit(1) from error
+    except Exception as error:
+        log.error("failed\n%s", traceback.format_exc())
+        leave_mark(run_dir, attempt, Mark(component, task, f"{type(error).__name__}: {error}"))
+        raise SystemExit(1) from error
+    log.info("ended")
+    leave_mark(run_dir, attempt, Mark(component, task))
+
+
+def _open_log(path: Path, name: str) -> None:
+    """Send everything that this process and its children print to the component's log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(fd, stream.fileno())
+    os.close(fd)
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(message)s", stream=sys.stderr, force=True
+    )

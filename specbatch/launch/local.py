@@ -1,0 +1,193 @@
+"""``specbatch run`` and ``specbatch resume``: the components as local processes, watched in the foreground.
+
+Ctrl-C once asks the dispatcher to stop at the next step, with a snapshot; twice ends everything at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from specbatch.config import Config, dump_config, load_config
+from specbatch.errors import RunError, UserError
+from specbatch.launch.progress import Display, MetricsTail
+from specbatch.rundir import RunDir, read_json, write_whole
+
+if TYPE_CHECKING:
+    from specbatch.launch.processes import Components
+
+DONE, FAILED, STOPPED = 0, 1, 75
+INTERRUPTED = 130
+POLL_S = 0.25
+
+
+def run(config: Config) -> int:
+    """Prepare a new run directory and run all of it here.
+
+    Returns:
+        exit code: 0 done, 1 failed, 75 stopped with a snapshot, 130 ended at once by the user.
+
+    Raises:
+        UserError: the configuration can't work, or the run directory is another run's.
+    """
+    from specbatch.checks import check
+
+    run_dir = RunDir(Path(config.run.dir).absolute())
+    for warning in check(config):
+        print(f"specbatch: warning: {warning}", file=sys.stderr)
+    run_dir.root.mkdir(parents=True, exist_ok=True)
+    write_whole(run_dir.config, dump_config(config).encode())
+    return _run(run_dir, config)
+
+
+def resume(root: Path) -> int:
+    """Go on with a run where its newest whole snapshot stands. Returns and raises as `run`."""
+    run_dir = RunDir(root.absolute())
+    if not run_dir.config.exists():
+        raise UserError(f"{root}: no run directory: it has no config.yaml; start a run with `specbatch run`")
+    status = read_json(run_dir.status) or {}
+    if status.get("state") == "completed":
+        print(f"{root}: this run is complete: its draft is in {run_dir.export}")
+        return DONE
+    return _run(run_dir, load_config(run_dir.config))
+
+
+def _run(run_dir: RunDir, config: Config) -> int:
+    with Display(run_dir.log, config.run.log_interval_s) as display:
+        display.stage("preparing")
+        _prepare(run_dir, config, display)
+        attempt = max(run_dir.attempts(), default=0) + 1
+        run_dir.attempt(attempt).mkdir(parents=True, mode=0o700)
+        code = _Foreground(run_dir, config, attempt, display).watch()
+    _report(run_dir, code, display.seconds)
+    return code
+
+
+def _prepare(run_dir: RunDir, config: Config, display: Display) -> None:
+    """Corpus and plan, checked against the store, and what this run is made from."""
+    from specbatch import corpus
+    from specbatch.checks import check_store
+    from specbatch.launch.provenance import provenance
+    from specbatch.rundir import write_json
+    from specbatch.target import capture_contract, fingerprint, read_target
+
+    summary = corpus.prepare(config, lambda text, done, total: display.update(done, total, text))
+    corpus.attach(run_dir, summary)
+    display.say(summary.text())
+    prepared = corpus.open_corpus(run_dir)
+    plan = corpus.make_plan(config, prepared)
+    target = read_target(config.target.path)
+    check_store(config, plan, prepared, capture_contract(config, target))
+    if not run_dir.provenance.exists():
+        made_from = provenance(config.target.path, fingerprint(target), prepared.fingerprint, plan.fingerprint)
+        write_json(run_dir.provenance, made_from)
+
+
+class _Foreground:
+    """One attempt, from its first process to its last."""
+
+    def __init__(self, run_dir: RunDir, config: Config, attempt: int, display: Display) -> None:
+        self.run_dir, self.config, self.attempt, self.display = run_dir, config, attempt, display
+        self._metrics = MetricsTail(run_dir.metrics)
+        self._asked = 0
+        self._told = False
+
+    def watch(self) -> int:
+        from specbatch.launch import processes
+
+        with self._interrupts():
+            components = processes.start(self.run_dir, self.attempt, self.config)
+            try:
+                while components.running():
+                    if self._asked > 1:
+                        self.display.say("ended at once; what was trained since the last snapshot is lost")
+                        return INTERRUPTED
+                    if self._asked and not self._told:
+                        self._told = self._drain()
+                    self._show()
+                    if "head" not in components.running():
+                        return self._wait_for_the_rest(components)
+                    time.sleep(POLL_S)
+                return self._code()
+            finally:
+                components.kill()
+
+    def _wait_for_the_rest(self, components: Components) -> int:
+        """Components that outlive the head by more than a moment have nobody left to tell them to end."""
+        until = time.monotonic() + 10
+        while components.running() and time.monotonic() < until:
+            time.sleep(POLL_S)
+        self._show()
+        return self._code()
+
+    def _show(self) -> None:
+        status = read_json(self.run_dir.status) or {}
+        if status.get("attempt") != self.attempt:
+            self.display.stage("starting")
+            return
+        self.display.stage(status["stage"])
+        if status["stage"] == "training":
+            self.display.training(status, self._metrics.read())
+        else:
+            self.display.update(0, 0, status.get("doing", ""))
+
+    def _code(self) -> int:
+        status = read_json(self.run_dir.status) or {}
+        if status.get("attempt") != self.attempt:
+            return FAILED
+        return {"completed": DONE, "stopped": STOPPED}.get(status["state"], FAILED)
+
+    def _drain(self) -> bool:
+        """Tell the dispatcher, once there is one."""
+        from specbatch.dispatch.client import Client
+        from specbatch.dispatch.rendezvous import wait_for
+
+        try:
+            client = Client(wait_for(self.run_dir.rendezvous(self.attempt), self.attempt, 0.0), deadline_s=2.0)
+        except RunError:
+            return False
+        with contextlib.closing(client), contextlib.suppress(RunError):
+            client.drain("Ctrl-C")
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._asked += 1
+            if self._asked == 1:
+                os.write(2, b"\nspecbatch: stopping after this step, with a snapshot; Ctrl-C again ends at once\n")
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _report(run_dir: RunDir, code: int, seconds: dict[str, float]) -> None:
+    """The last lines: what came out, or what to do."""
+    shown = os.path.relpath(run_dir.root) if run_dir.root.is_relative_to(Path.cwd()) else str(run_dir.root)
+    status = read_json(run_dir.status) or {}
+    print("  ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items()))
+    if code == DONE:
+        from specbatch.evaluate import summary_line
+
+        evaluation = read_json(run_dir.evaluation)
+        for warning in (evaluation or {}).get("warnings", []):
+            print(f"specbatch: warning: {warning}", file=sys.stderr)
+        print(summary_line(evaluation, run_dir.export) if evaluation else f"draft in {shown}/export")
+    elif code in (STOPPED, INTERRUPTED):
+        print(f"stopped at step {status.get('step', 0)}; go on with: specbatch resume {shlex.quote(shown)}")
+    else:
+        print(f"specbatch: {shown}: {status.get('why') or 'the run failed'}", file=sys.stderr)
+        print(f"logs are in {shown}/attempts/{status.get('attempt', 1)}/logs", file=sys.stderr)

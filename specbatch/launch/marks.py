@@ -1,0 +1,37 @@
+"""How each component of an attempt ended: a small file that the head reads, wherever the component ran."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from specbatch.rundir import RunDir, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The end of one task of a component."""
+
+    component: str
+    task: int
+    why: str = ""
+    """Why it failed; empty if it did what it was started for."""
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.why)
+
+
+def leave_mark(run_dir: RunDir, attempt: int, mark: Mark) -> None:
+    """Write down how a task ended."""
+    write_json(_path(run_dir, attempt, mark.component, mark.task), asdict(mark))
+
+
+def read_mark(run_dir: RunDir, attempt: int, component: str, task: int) -> Mark | None:
+    """How a task ended, or None while it has not."""
+    found = read_json(_path(run_dir, attempt, component, task))
+    return None if found is None else Mark(**found)
+
+
+def _path(run_dir: RunDir, attempt: int, component: str, task: int) -> Path:
+    return run_dir.attempt(attempt) / "ended" / f"{component}-{task}.json"

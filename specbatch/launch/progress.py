@@ -1,0 +1,171 @@
+"""What a person sees of a run: stages and a live line on a terminal, one line an interval in a log file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.text import Text
+
+STAGES = {
+    "preparing": "preparing",
+    "starting": "starting engines",
+    "training": "training",
+    "exporting": "exporting",
+    "evaluating": "evaluating",
+}
+"""Of a run, in order, and what they are called."""
+
+
+class _Elapsed(ProgressColumn):
+    """Seconds of this stage."""
+
+    def render(self, task: Any) -> Text:
+        return Text(f"{task.elapsed or 0:5.0f} s")
+
+
+class MetricsTail:
+    """The lines that are added to a metrics file, as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._at = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Whole lines that are new since the last call; after a rewind of the file, from its beginning."""
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, 2) < self._at:
+                    self._at = 0
+                file.seek(self._at)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+class Display:
+    """Shows a run, on a terminal and in its log file. A context manager: nothing is left on the screen half drawn.
+
+    Args:
+        log: file that gets a line every ``interval_s`` seconds and at every change of stage.
+        console: where a person looks. Where it is no terminal, it gets the log file's lines.
+    """
+
+    def __init__(self, log: Path, interval_s: float, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.interval_s = interval_s
+        self._path = log
+        self._file: TextIO | None = None
+        self._stage = ""
+        self._stage_began = self._last_line = time.monotonic()
+        self._task: TaskID | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._bars = Progress(
+            TextColumn("{task.description:16}"),
+            BarColumn(bar_width=24),
+            _Elapsed(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            auto_refresh=True,
+            refresh_per_second=4,
+        )
+        self.seconds: dict[str, float] = {}
+        """Duration of each stage so far."""
+
+    def __enter__(self) -> Display:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a", buffering=1)
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_stage()
+        if self.console.is_terminal:
+            self._bars.stop()
+        if self._file:
+            self._file.close()
+
+    def stage(self, name: str) -> None:
+        """Enter a stage, unless the run is in it already."""
+        if name == self._stage or name not in STAGES:
+            return
+        self._end_stage()
+        self._stage, self._stage_began = name, time.monotonic()
+        self._task = self._bars.add_task(STAGES[name], total=None, text="")
+        self._line(STAGES[name])
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show how far the stage is."""
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, total=total or None, text=text)
+        if time.monotonic() - self._last_line >= self.interval_s:
+            self._line(f"{STAGES.get(self._stage, '')} {done}/{total} {text}")
+
+    def training(self, status: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Show the training from the head's status and the metrics that are new."""
+        self._rows = (self._rows + rows)[-20:]
+        self.update(status["step"], status["steps"], training_text(status, self._rows))
+
+    def say(self, text: str) -> None:
+        """A message that stays."""
+        if self.console.is_terminal:
+            self._bars.console.print(text)
+        self._line(text)
+
+    def _end_stage(self) -> None:
+        if not self._stage:
+            return
+        took = time.monotonic() - self._stage_began
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + took
+        if self._task is not None:
+            task = self._bars.tasks[self._bars.task_ids.index(self._task)]
+            total = task.total or 1
+            self._bars.update(self._task, total=total, completed=total)
+            self._bars.stop_task(self._task)
+        self._line(f"{STAGES[self._stage]} took {took:.1f} s")
+        self._stage, self._task = "", None
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+        if self._file:
+            self._file.write(line + "\n")
+        if not self.console.is_terminal:
+            self.console.print(line, soft_wrap=True)
+
+
+def training_text(status: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """One line about the training: step, loss, accuracy, rates, waiting, window, store, time left.
+
+    Args:
+        status: the head's.
+        rows: of the last steps' metrics.
+    """
+    step, steps = status["step"], status["steps"]
+    parts = [f"step {step}/{steps}"]
+    if rows:
+        seconds = sum(row["seconds"] for row in rows)
+        waited = sum(row["wait_s"] for row in rows)
+        parts += [
+            f"loss {rows[-1]['loss']:.3f}",
+            f"accuracy {sum(row['accuracy'][0] for row in rows) / len(rows):.2f}",
+            f"{sum(row['tokens'] for row in rows) / max(seconds, 1e-9):.0f} tokens/s",
+            f"waited {100 * waited / max(seconds, 1e-9):.0f} %",
+        ]
+    window, store = status.get("window"), status.get("store")
+    if window:
+        parts.append(f"window {window['free']}+{window['claimed']}+{window['stored']}")
+    if store and store["budget_bytes"]:
+        parts.append(f"store {100 * store['stored_bytes'] / store['budget_bytes']:.0f} %")
+    if rows:
+        left = (steps - step) * seconds / len(rows)
+        parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+    return ", ".join(parts)

@@ -1,0 +1,25 @@
+"""Whoever hears a signal tells somebody, and does nothing else about it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""What Slurm, submitit and terminals send before they kill."""
+
+
+def on_signal(tell: Callable[[str], None]) -> None:
+    """Call ``tell`` with a reason, in a thread of its own, for each signal that asks to stop.
+
+    A handler runs between two arbitrary instructions of the main thread, where no lock may be taken.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        threading.Thread(target=tell, args=(f"signal {name}",), name=f"on-{name}", daemon=True).start()
+
+    for number in DRAINING:
+        signal.signal(number, handle)
