@@ -6,10 +6,14 @@ installed specbatch changes nothing for SGLang there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities
+
+from specbatch.inference import cpu_speculative
 
 
 def activate() -> str | None:
@@ -31,3 +35,12 @@ class CpuPlatform(CpuSRTPlatform):
 
     def get_dispatch_key_name(self) -> str:
         return "native"
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """EAGLE-3, where the plugin that makes it run is wanted; else SGLang says that it does not run here."""
+        return algorithm == "EAGLE3" and cpu_speculative.selected()
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        from specbatch.inference.chain_drafting import verification_slots
+
+        return verification_slots
