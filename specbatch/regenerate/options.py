@@ -1,0 +1,45 @@
+"""What `specbatch regenerate` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class Regenerate:
+    """Conversations in, the same conversations with the target's own answers out."""
+
+    target: str
+    """A Hugging Face directory, or a hub name that is already in this machine's cache."""
+    input: list[str]
+    """JSONL files, also compressed with gzip: rows with `messages`, ShareGPT `conversations` or a `prompt`."""
+    output: str
+    """JSONL file to write; what it holds already is kept, and the work goes on behind it."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What the engine computes in; auto: as the checkpoint says."""
+    trust_remote_code: bool = False
+    """Let the target's directory bring its own Python code."""
+    max_new_tokens: int = 1024
+    """Longest answer; a conversation with one that gets no end within it is skipped."""
+    max_tokens: int | None = None
+    """Longest conversation; the target's positions if not given."""
+    temperature: float = 0.0
+    """0: always the likeliest token."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that have this much probability together."""
+    seed: int = 0
+    """Of the sampling, where the temperature is not 0: each answer has a seed of its own. SGLang heeds it only with
+    `sglang.enable_deterministic_inference`, which it has for GPUs."""
+    engines: int = 1
+    """SGLang instances on this machine."""
+    tensor_parallel: int = 1
+    """GPUs that one engine is spread over."""
+    threads: int | None = None
+    """CPU threads of an engine on a machine without GPU; torch's own choice if not given."""
+    batch_size: int = 32
+    """Conversations that an engine works on at once."""
+    max_rows: int | None = None
+    """End after so many rows of the input."""
+    sglang: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of SGLang, by SGLang's names."""

@@ -1,0 +1,122 @@
+"""Prompts for the quickstart: which texts of two free collections are fit to be asked, and no two of them alike.
+
+Everything is a function of the collections alone, so that the same packages give the same prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import yaml
+
+SHORTEST, LONGEST = 12, 200
+"""Characters of a prompt."""
+SIMILAR = 0.6
+"""Two prompts are alike if they share so large a part of their words, as sets, and are no further apart."""
+
+QUESTION = re.compile(
+    r"(are|can|could|did|do|does|has|have|how|if|in|is|should|was|were|what|what's|when|where|which|who|why|will|would)\b"
+)
+"""How a question begins that makes sense without the talk before it."""
+CONTACT = re.compile(r"@|www|https?:|\.com\b|\d{4,}|[<>{}\[\]|\\^~*_=#]")
+"""Addresses, numbers long enough to be somebody's, and what is no plain text."""
+ALLUSION = re.compile(
+    r"\b(that|those|these|this|them|they|he|she|her|his|him|it|its|u|ur|lol|haha\w*|eve|byu|else|here|there|ya|ok|so"
+    r"|both|one|ones|today|tomorrow|tonight|yesterday|major|semester|class|classes|finals|prompt|challenge)\b"
+)
+"""Words that point at something said before, or that only the collection's own people would understand."""
+UNWANTED = re.compile(
+    r"\b(abort|abus|alcohol|amish|atheis|beer|bitch|bomb|bible|booze|bullsh|catholic|christ|church|cocaine|communis|cock|crap"
+    r"|cunt|damn|dead|death|democrat|depress|dick|die\b|dies\b|died|drug|drunk|dumb|fag|fat\b|feminis|fuck|gay|genocid|god\b"
+    r"|gods|guns?\b|hate|hell\b|heroin|hitler|holocaust|homo|idiot|illegal|immature|immigra|islam|jesus|jew|kill|kiss|lds"
+    r"|lesbian|liar|lied|marijuana|mission|moron|mormon|murder|muslim|naked|nazi|negro|nigg|nsfw|nude|obama|penis|pee\b"
+    r"|poop|porn|pray|pregnan|priest|prophet|prostitut|psychiatr|queer|racis|rape|rapist|religio|republican|retard"
+    r"|sex|shit|shoot|shot\b|slave|slut|smok|stab|stalin|stupid|suck|suicid|terror|terrori|torture|transgender|trump|ugly"
+    r"|vagina|violen|virgin|vodka|war\b|weapon|weed|whisk|whore|wine)\w*"
+)
+"""Stems of what a first example should not be about: the offensive, and what people quarrel over."""
+
+
+def clean(text: str) -> str | None:
+    """The text as a prompt, or None if it is not fit for one."""
+    text = " ".join(text.replace("’", "'").split())
+    if not SHORTEST <= len(text) <= LONGEST or not text.isascii() or CONTACT.search(text):
+        return None
+    if text.isupper() or UNWANTED.search(text.lower()):
+        return None
+    return text[0].upper() + text[1:]
+
+
+def stands_alone(text: str) -> bool:
+    """Whether a line taken out of a talk is a question that can be asked at its beginning and names nobody."""
+    if not QUESTION.match(text.lower()) or not text.endswith("?") or text.count("?") > 1:
+        return False
+    if ALLUSION.search(text.lower()) or len(text.split()) < 5:
+        return False
+    later = re.findall(r"[^\w'][\"(]?([A-Z][\w']*)", text)
+    return all(word == "I" or word.startswith("I'") for word in later)
+
+
+def chatterbot(wheel: Path) -> Iterator[str]:
+    """What is asked in the English part of chatterbot-corpus."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in sorted(archive.namelist()):
+            if re.fullmatch(r"chatterbot_corpus/data/english/\w+\.yml", name):
+                for conversation in yaml.safe_load(archive.read(name))["conversations"]:
+                    yield str(conversation[0])
+
+
+def chitchat(wheel: Path) -> Iterator[str]:
+    """The themes and the questions of chitchat-dataset that can be asked without the talk around them."""
+    with zipfile.ZipFile(wheel) as archive:
+        conversations = json.loads(archive.read("chitchat_dataset/dataset.json"))
+    for identity in sorted(conversations):
+        conversation = conversations[identity]
+        yield conversation.get("prompt") or ""
+        for lines in conversation["messages"]:
+            yield from (line["text"].strip() for line in lines if stands_alone(line["text"].strip()))
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a prompt, without case and punctuation."""
+    return frozenset(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def unlike(prompts: Iterable[str]) -> list[str]:
+    """Those prompts that are like none before them in the order given."""
+    kept: list[frozenset[str]] = []
+    holders: dict[str, list[int]] = defaultdict(list)
+    result = []
+    for prompt in prompts:
+        own = words(prompt)
+        shared: dict[int, int] = defaultdict(int)
+        for word in own:
+            for index in holders[word]:
+                shared[index] += 1
+        if not own or any(count / len(own | kept[index]) > SIMILAR for index, count in shared.items()):
+            continue
+        for word in own:
+            holders[word].append(len(kept))
+        kept.append(own)
+        result.append(prompt)
+    return result
+
+
+def select(chatterbot_wheel: Path, chitchat_wheel: Path, count: int, seed: int = 0) -> list[str]:
+    """`count` prompts, no two alike, in an order that is random but always the same.
+
+    Raises:
+        ValueError: the collections do not hold as many.
+    """
+    candidates = [*chatterbot(chatterbot_wheel), *chitchat(chitchat_wheel)]
+    fit = unlike(prompt for text in candidates if (prompt := clean(text)) is not None)
+    if len(fit) < count:
+        raise ValueError(f"{count} prompts were asked for; there are {len(fit)}")
+    random.Random(seed).shuffle(fit)
+    return fit[:count]
