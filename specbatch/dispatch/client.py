@@ -6,7 +6,7 @@ deadline: all requests may arrive twice (see `specbatch.dispatch.state`).
 
 from __future__ import annotations
 
-from specbatch.dispatch.messages import Beat, Claims, Go, Packs, Report
+from specbatch.dispatch.messages import Beat, Claims, Fault, Go, Packs, Report
 from specbatch.dispatch.rendezvous import Rendezvous
 from specbatch.errors import RunError
 from specbatch.manifest import Manifest, PackId
@@ -40,7 +40,7 @@ class Client:
         """Report what was put into the store. Claims that are no longer the engine's are ignored."""
         raise NotImplementedError
 
-    def failed(self, engine: str, claim: int, why: str) -> None:
+    def failed(self, engine: str, claim: int, why: str, fault: Fault = Fault.PACK) -> None:
         """Give a claim back that can't be computed."""
         raise NotImplementedError
 

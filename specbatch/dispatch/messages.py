@@ -67,12 +67,24 @@ class Stored(Request, frozen=True):
     manifests: tuple[Manifest, ...]
 
 
+class Fault(enum.StrEnum):
+    """Whose fault it was that a claim failed."""
+
+    PACK = "pack"
+    """The pack's, as far as the engine can tell: several such failures make it void."""
+    FULL = "full"
+    """There was no room in the store: the dispatcher makes the window smaller."""
+    OTHER = "other"
+    """The engine or the store broke: the pack is as good as before."""
+
+
 class Failed(Request, frozen=True):
     """A claim could not be computed. Answered by `Done`."""
 
     engine: str
     claim: int
     why: str
+    fault: Fault = Fault.PACK
 
 
 class Heartbeat(Request, frozen=True):
@@ -107,6 +119,9 @@ class Join(Request, frozen=True):
     segment: str
     segment_bytes: int
     step: int
+    generation: int = 0
+    """How often the ranks were started again: those of one world have the same number, and a later one's
+    world replaces it. Where nobody counts, a rank that joins again starts a new world."""
 
 
 class Wait(Request, frozen=True):
