@@ -6,7 +6,8 @@ of a library in it, only integer arithmetic.
 - Each epoch is a shuffle of its own of all samples, cut into packs of at most ``tokens_per_pack`` tokens.
 - The packs of all epochs stand in one row; step s takes the next ``packs_per_step`` of them, so a step may
   hold packs of two epochs. Only the very last step can lack packs: it is filled with empty ones.
-- Within a step, packs are dealt to ranks by falling cost, forwards and backwards in turn.
+- Within a step, packs are dealt by falling cost, a round at a time, to the ranks that have the least so far;
+  who is first among equals changes with the step.
 """
 
 from __future__ import annotations
@@ -105,10 +106,12 @@ class Plan:
         costs = costs or [float(self.tokens(pack)) for pack in packs]
         order = sorted(range(len(packs)), key=lambda i: (-costs[i], i))
         dealt: list[list[Pack]] = [[] for _ in range(ranks)]
-        for turn in range(len(packs) // ranks):
-            row = order[turn * ranks : (turn + 1) * ranks]
-            for rank, i in enumerate(reversed(row) if (step + turn) % 2 else row):
+        spent = [0.0] * ranks
+        for turn in range(0, len(packs), ranks):
+            cheapest_first = sorted(range(ranks), key=lambda rank: (spent[rank], (rank + step) % ranks))
+            for rank, i in zip(cheapest_first, order[turn : turn + ranks], strict=True):
                 dealt[rank].append(packs[i])
+                spent[rank] += costs[i]
         return dealt
 
     def tokens(self, pack: Pack) -> int:

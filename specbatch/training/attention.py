@@ -101,7 +101,9 @@ class _Block:
 
 def _blocks(row_N: Tensor, samples: tuple[tuple[int, int], ...], heads: int) -> Iterator[_Block]:
     rows = row_N.tolist()
-    edges = torch.searchsorted(row_N, torch.tensor(samples, dtype=row_N.dtype, device=row_N.device).view(-1, 2)).tolist()
+    edges = torch.searchsorted(
+        row_N, torch.tensor(samples, dtype=row_N.dtype, device=row_N.device).view(-1, 2)
+    ).tolist()
     for (first_key, end_key), (first, end) in zip(samples, edges, strict=True):
         size = max(1, BLOCK_SCORES // (heads * (end_key - first_key)))
         for at in range(first, end, size):

@@ -178,7 +178,10 @@ class Eagle3(nn.Module):
 
         rows = columns.live(0)
         z, a = z[rows], a[rows]
-        own_k, own_v = k_first.new_empty(0, len(rows), *k_first.shape[1:]), v_first.new_empty(0, len(rows), *v_first.shape[1:])
+        own_k, own_v = (
+            k_first.new_empty(0, len(rows), *k_first.shape[1:]),
+            v_first.new_empty(0, len(rows), *v_first.shape[1:]),
+        )
         states, targets, steps = [], [], []
         for step in range(config.ttt_steps):
             if step:

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specbatch.plan import Plan
+
+plans = st.builds(
+    lambda lengths, seed, epochs, room, packs: Plan(
+        np.array(lengths), seed=seed, epochs=epochs, tokens_per_pack=max(lengths) + room, packs_per_step=packs
+    ),
+    st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    st.integers(0, 2**63),
+    st.integers(1, 4),
+    st.integers(0, 60),
+    st.integers(1, 6),
+)
+
+
+def all_packs(plan: Plan):
+    return [pack for step in range(1, plan.steps + 1) for pack in plan.packs(step)]
+
+
+@given(plans)
+def test_every_sample_is_trained_once_an_epoch(plan):
+    trained = Counter((pack.epoch, sample) for pack in all_packs(plan) for sample in pack.samples)
+    samples = range(len(plan.lengths))
+    assert trained == Counter({(epoch, sample): 1 for epoch in range(plan.epochs) for sample in samples})
+
+
+@given(plans)
+def test_no_pack_has_more_tokens_than_it_may(plan):
+    assert all(plan.tokens(pack) <= plan.tokens_per_pack for pack in all_packs(plan))
+
+
+@given(plans)
+def test_steps_have_equally_many_packs_and_only_the_last_has_empty_ones(plan):
+    for step in range(1, plan.steps + 1):
+        packs = plan.packs(step)
+        assert len(packs) == plan.packs_per_step
+        assert step == plan.steps or all(pack.samples for pack in packs)
+    assert any(pack.samples for pack in plan.packs(plan.steps))
+
+
+@given(plans)
+def test_packs_have_ids_of_their_own_and_know_their_step(plan):
+    ids = [pack.id for pack in all_packs(plan)]
+    assert len(set(ids)) == len(ids)
+    assert all(plan.step_of(pack.id) == step for step in range(1, plan.steps + 1) for pack in plan.packs(step))
+
+
+@given(plans, st.integers(1, 6))
+def test_ranks_get_equally_many_packs_of_every_step(plan, ranks):
+    if plan.packs_per_step % ranks:
+        with pytest.raises(ValueError, match="divide"):
+            plan.assign(1, ranks)
+        return
+    for step in range(1, plan.steps + 1):
+        dealt = plan.assign(step, ranks)
+        assert {len(packs) for packs in dealt} == {plan.packs_per_step // ranks}
+        assert sorted(p.id for packs in dealt for p in packs) == sorted(p.id for p in plan.packs(step))
+
+
+def test_epochs_are_shuffled_differently_and_seeds_too():
+    lengths = np.full(100, 7)
+    plan = Plan(lengths, seed=1, epochs=2, tokens_per_pack=70, packs_per_step=5)
+    other = Plan(lengths, seed=2, epochs=2, tokens_per_pack=70, packs_per_step=5)
+    first, second = plan.packs(1)[0].samples, plan.packs(3)[0].samples
+    assert set(first) != set(second) != set(other.packs(1)[0].samples)
+
+
+def test_the_plan_is_the_same_on_every_machine():
+    plan = Plan(1 + np.arange(1000) % 97, seed=7, epochs=2, tokens_per_pack=256, packs_per_step=4)
+    order = repr([pack.samples for pack in all_packs(plan)]).encode()
+    assert plan.steps == 107
+    assert hashlib.sha256(order).hexdigest()[:16] == "e92d1225268dec3c"
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_packs_that_do_not_fill_a_step_are_carried_into_the_next_epoch(epochs):
+    plan = Plan(np.full(10, 5), seed=0, epochs=epochs, tokens_per_pack=5, packs_per_step=4)
+    assert plan.steps == -(-10 * epochs // 4)
+    assert sum(bool(pack.samples) for pack in all_packs(plan)) == 10 * epochs
+
+
+def test_ranks_have_even_cost_over_a_hundred_steps():
+    lengths = np.clip(np.random.default_rng(0).lognormal(5, 1, 20_000), 1, 4096).astype(int)
+    plan = Plan(lengths, seed=0, epochs=1, tokens_per_pack=4096, packs_per_step=8)
+    cost = np.zeros(4)
+    for step in range(1, min(101, plan.steps)):
+        for rank, packs in enumerate(plan.assign(step, 4)):
+            cost[rank] += sum(plan.tokens(pack) for pack in packs)
+    assert cost.max() / cost.min() < 1.02
+
+
+def test_a_million_samples_are_planned_in_under_ten_seconds():
+    lengths = np.clip(np.random.default_rng(0).lognormal(6, 1, 1_000_000), 1, 8192).astype(int)
+    begun = time.process_time()
+    plan = Plan(lengths, seed=0, epochs=1, tokens_per_pack=8192, packs_per_step=16)
+    plan.packs(plan.steps)
+    assert time.process_time() - begun < 10
+
+
+def test_plans_of_other_corpora_or_settings_have_other_fingerprints():
+    base = {"seed": 0, "epochs": 1, "tokens_per_pack": 50, "packs_per_step": 2}
+    lengths = np.arange(1, 40)
+    plan = Plan(lengths, **base)
+    assert plan.fingerprint == Plan(lengths.copy(), **base).fingerprint
+    for key, value in (("seed", 1), ("epochs", 2), ("tokens_per_pack", 60), ("packs_per_step", 4)):
+        assert Plan(lengths, **{**base, key: value}).fingerprint != plan.fingerprint
+    assert Plan(lengths[::-1], **base).fingerprint != plan.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("lengths", "change", "says"),
+    [([], {}, "no samples"), ([3, 60], {}, "3 to 60"), ([0], {}, "0 to 0"), ([1], {"packs_per_step": 0}, "at least 1")],
+)
+def test_what_cannot_be_planned_is_refused(lengths, change, says):
+    settings = {"seed": 0, "epochs": 1, "tokens_per_pack": 50, "packs_per_step": 2, **change}
+    with pytest.raises(ValueError, match=says):
+        Plan(np.array(lengths), **settings)
