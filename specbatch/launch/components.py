@@ -5,6 +5,7 @@ Each opens its log, does its work, and leaves a mark of how it ended for the hea
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from specbatch.errors import RunError, UserError
 from specbatch.launch.marks import Mark, leave_mark, read_mark
-from specbatch.rundir import RunDir, read_json
+from specbatch.rundir import RunDir
 
 log = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -48,7 +49,7 @@ def training(root: Path, attempt: int) -> None:
         from specbatch.training import agent
 
         agent.main(run_dir.root, attempt)
-        if _all_trained(run_dir):
+        if _all_trained(run_dir, attempt):
             from specbatch.export import export
 
             log.info("exported draft=%s", export(run_dir))
@@ -60,7 +61,7 @@ def _evaluate(run_dir: RunDir, attempt: int) -> None:
     from specbatch.config import load_config
     from specbatch.evaluate import evaluate
 
-    if not _all_trained(run_dir) or not load_config(run_dir.config).evaluate.prompts:
+    if not _all_trained(run_dir, attempt) or not load_config(run_dir.config).evaluate.prompts:
         return
     while (mark := read_mark(run_dir, attempt, "training", 0)) is None:
         time.sleep(POLL_S)
@@ -68,9 +69,14 @@ def _evaluate(run_dir: RunDir, attempt: int) -> None:
         evaluate(run_dir)
 
 
-def _all_trained(run_dir: RunDir) -> bool:
-    status = read_json(run_dir.status) or {}
-    return status.get("phase") == "trained"
+def _all_trained(run_dir: RunDir, attempt: int) -> bool:
+    """Whether the dispatcher, which outlives all other components, saw the last step."""
+    from specbatch.dispatch.client import Client
+    from specbatch.dispatch.messages import Phase
+    from specbatch.dispatch.rendezvous import wait_for
+
+    with contextlib.closing(Client(wait_for(run_dir.rendezvous(attempt), attempt, 0.0))) as client:
+        return client.status().phase is Phase.TRAINED
 
 
 def _run(component: str, root: Path, attempt: int, task: int, work: Callable[[RunDir], None]) -> None:

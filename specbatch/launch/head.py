@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
+
 from specbatch.config import Config, load_config
 from specbatch.dispatch.messages import Phase, Report
 from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
@@ -81,6 +84,154 @@ def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Se
             yield server, master
 
 
+class _Watch:
+    """Follows an attempt, writes its status, and decides when it is over."""
+
+    def __init__(self, run_dir: RunDir, attempt: int, config: Config, server: Server, master: Master) -> None:
+        self.run_dir, self.attempt, self.config = run_dir, attempt, config
+        self.server, self.master = server, master
+        self.began = time.time()
+        self.why = ""
+        self._progress: tuple[int, ...] = ()
+        self._progress_at = time.monotonic()
+        self._told_at: float | None = None
+        self._owner = _owner()
+        on_signal(self.drain)
+
+    def drain(self, why: str) -> None:
+        """End the attempt at the next step's boundary."""
+        log.info("draining why=%s", why)
+        self.server.drain(why)
+
+    def until_the_end(self) -> None:
+        """Return when the attempt has ended as it should, or been stopped with a snapshot.
+
+        Raises:
+            RunError: the attempt failed.
+        """
+        while True:
+            report = self.server.report()
+            marks = self._marks()
+            failed = self._failure(report, marks)
+            if failed:
+                self._fail(report, failed)
+            if all(mark is not None for mark in marks.values()):
+                state = "completed" if report.phase is Phase.TRAINED else "stopped"
+                self._write(report, state, "done", report.why)
+                return
+            if self._owner is not None and not self._owner.is_running():
+                self.drain("the process that started this run is gone")
+                self._owner = None
+            self._write(report, "stopping" if report.phase is Phase.STOP else "running", self._stage(report, marks))
+            time.sleep(TICK_S)
+
+    def _marks(self) -> dict[str, Mark | None]:
+        tasks = [("inference", task) for task in range(self.config.inference.engines)] + [("training", 0)]
+        return {f"{name}-{task}": read_mark(self.run_dir, self.attempt, name, task) for name, task in tasks}
+
+    def _failure(self, report: Report, marks: dict[str, Mark | None]) -> str:
+        """Why the attempt can't go on; empty while it can."""
+        training = marks["training-0"]
+        if training and training.failed:
+            return f"training: {training.why}"
+        engines = [mark for name, mark in marks.items() if name.startswith("inference")]
+        if report.phase is Phase.WORK and all(mark is not None for mark in engines):
+            return f"inference: {next((m.why for m in engines if m and m.failed), 'all engines left')}"
+        if training and engines[0] and engines[0].failed:
+            return f"inference: {engines[0].why}"
+        if not self.master.alive():
+            return f"the store's master died; its log is {self.master.log_path}"
+        return self._stall(report)
+
+    def _stall(self, report: Report) -> str:
+        """Who waits for whom, if nothing has moved for too long."""
+        now = time.monotonic()
+        progress = (report.step, report.stored, report.ranks, *(engine.packs for engine in report.engines))
+        if progress != self._progress or report.phase is not Phase.WORK:
+            self._progress, self._progress_at = progress, now
+        if now - self._progress_at < self.config.run.stall_timeout_s:
+            return ""
+        return f"no progress for {self.config.run.stall_timeout_s:.0f} s: {'; '.join(who_waits(report))}"
+
+    def _fail(self, report: Report, why: str) -> None:
+        """Let the others save what they can, then say why."""
+        self.drain(why)
+        until = time.monotonic() + STOP_GRACE_S
+        while any(mark is None for mark in self._marks().values()) and time.monotonic() < until:
+            if not self.master.alive():
+                break
+            time.sleep(TICK_S)
+        self._write(report, "failed", "done", why)
+        raise RunError(why)
+
+    def _stage(self, report: Report, marks: dict[str, Mark | None]) -> str:
+        if report.phase is Phase.TRAINED:
+            return "evaluating" if marks["training-0"] else "exporting"
+        ready = any(engine.packs for engine in report.engines)
+        return "training" if (ready and report.ranks) or report.step else "starting"
+
+    def _write(self, report: Report, state: str, stage: str, why: str = "") -> None:
+        write_json(
+            self.run_dir.status,
+            {
+                "state": state,
+                "stage": stage,
+                "phase": report.phase.value,
+                "step": report.step,
+                "steps": report.steps,
+                "attempt": self.attempt,
+                "why": why or report.why,
+                "began": _iso(self.began),
+                "updated": _iso(time.time()),
+                "window": {"free": report.free, "claimed": report.claimed, "stored": report.stored},
+                "store": {"stored_bytes": report.stored_bytes, "budget_bytes": report.budget_bytes},
+                "engines": [msgspec.to_builtins(engine) for engine in report.engines],
+                "ranks": report.ranks,
+                "waiting": who_waits(report),
+                "lost": report.lost,
+                "failed": report.failed,
+                "void": [{"pack": f"{e}.{i}", "why": why} for (e, i), why in report.void],
+            },
+        )
+
+
+def who_waits(report: Report) -> list[str]:
+    """Who waits for whom, in words."""
+    words = [f"rank {rank} waits for pack {pack[0]}.{pack[1]}" for rank, pack in report.waiting]
+    words += [
+        f"engine {engine.name} is {engine.state} with {engine.claims} packs, heard {engine.last_heard_s:.0f} s ago"
+        for engine in report.engines
+    ]
+    return words or ["no engine and no rank has been heard of"]
+
+
 def head_host() -> str:
     """Address under which the other components reach this one."""
     return "127.0.0.1"
+
+
+class _Events:
+    """The attempt's ``events.jsonl``: one line an event, from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1)
+        self._lock = threading.Lock()
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Add a line."""
+        with self._lock:
+            self._file.write(json.dumps({"time": _iso(time.time()), "event": event, **facts}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _owner() -> psutil.Process | None:
+    """The foreground process of a local run; the head of a job has none."""
+    pid = os.environ.get("SPECBATCH_OWNER")
+    return psutil.Process(int(pid)) if pid else None
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ def start(run_dir: RunDir, attempt: int, config: Config) -> Components:
     rank_gpus = list(range(len(engine_gpus), len(engine_gpus) + ranks))
     folder = run_dir.attempt(attempt) / "submitit"
     started = Components()
+    os.environ["SPECBATCH_OWNER"] = str(os.getpid())
     with _ctrl_c_is_ours():
         started.jobs["head"] = _submit(folder, [], components.head, run_dir.root, attempt)
         for task in range(engines):
