@@ -6,22 +6,32 @@ What SGLang and Slurm call something keeps its name here and passes through (``i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from specbatch.config.rules import NOT_EMPTY, ONE_LINE, Bytes, above, at_least, at_most, below, between
+
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+Seconds = Annotated[float, above(0)]
+Share = Annotated[float, between(0, 1)]
+Beta = Annotated[float, at_least(0), below(1)]
+_FOUR_GIB = Bytes(4 << 30)
+Place = Annotated[str, NOT_EMPTY, ONE_LINE]
 
 
 @dataclass
 class Run:
     """The run as a whole."""
 
-    dir: str
+    dir: Place
     """The run directory; created if missing, and the only place that the run writes to."""
-    name: str | None = None
-    """For people; the run directory's last part if not given."""
-    seed: int = 0
+    name: Annotated[str, ONE_LINE] = ""
+    """For people; the run directory's last part if empty."""
+    seed: Natural = 0
     """Of the order of samples and the draft's first weights."""
-    log_interval_s: float = 10.0
+    log_interval_s: Seconds = 10.0
     """Seconds between two lines about progress in the log file."""
-    stall_timeout_s: float = 900.0
+    stall_timeout_s: Seconds = 900.0
     """Seconds without any progress after which the run is ended, saying who waits for whom."""
 
 
@@ -29,7 +39,7 @@ class Run:
 class Target:
     """The target model."""
 
-    path: str
+    path: Place
     """A Hugging Face directory, or a hub name that is already in this machine's cache."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """What the engine computes in; auto: as the checkpoint says."""
@@ -41,9 +51,9 @@ class Target:
 class Data:
     """Conversations, and what becomes of them."""
 
-    train: list[str]
+    train: Annotated[list[Place], NOT_EMPTY]
     """Files (JSONL, JSON, Parquet, also compressed), directories of such, or names that `datasets` loads."""
-    heldout: list[str] = field(default_factory=list)
+    heldout: list[Place] = field(default_factory=list)
     """The same, never trained on: prompts for the evaluation."""
     format: Literal["auto", "messages", "conversations", "text"] = "auto"
     """OpenAI `messages`, ShareGPT `conversations` or plain `text`; auto: by the keys of each row."""
@@ -52,15 +62,15 @@ class Data:
     split_turns: bool = False
     """One sample for each assistant turn, with the history that the chat template gives it there: for
     targets whose template rewrites earlier turns, as thinking models' do."""
-    max_tokens: int = 4096
-    """Longest sample, in tokens."""
+    max_tokens: Annotated[int, at_least(3)] = 4096
+    """Longest sample, in tokens. The first two tokens of a sample teach nothing."""
     overlong: Literal["truncate", "skip"] = "truncate"
     """What to do with longer ones."""
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: Share = 0.05
     """Share of rows that may be unusable before the preparation ends with an error."""
-    workers: int | None = None
+    workers: Count | None = None
     """Processes that prepare; all cores if not given. The result does not depend on it."""
-    cache_dir: str | None = None
+    cache_dir: Place | None = None
     """Where prepared data are kept; specbatch in the user's cache directory if not given."""
 
 
@@ -70,15 +80,15 @@ class Draft:
 
     algorithm: Literal["eagle3"] = "eagle3"
     """EAGLE-3 (arXiv:2503.01840)."""
-    ttt_steps: int = 7
+    ttt_steps: Count = 7
     """Unrolled steps of training-time test."""
-    step_decay: float = 0.8
+    step_decay: Annotated[float, above(0), at_most(1)] = 0.8
     """Weight of each unrolled step's loss, as a factor on the one before."""
-    vocab_size: int | None = 32000
+    vocab_size: Count | None = 32000
     """Rows of the draft's head: the most frequent loss tokens of the corpus; null: the target's vocabulary."""
-    aux_layers: list[int] | None = None
+    aux_layers: list[Natural] | None = None
     """Decoder layers whose outputs the draft reads, from 0; not given: a low, a middle and a high one."""
-    intermediate_size: int | None = None
+    intermediate_size: Count | None = None
     """Width of the draft's MLP; the target's if not given."""
 
 
@@ -86,37 +96,37 @@ class Draft:
 class Training:
     """The optimizer's steps and the ranks that make them."""
 
-    ranks: int = 1
+    ranks: Count = 1
     """Trainer processes; each has one GPU where there are any."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads of a rank; torch's own choice if not given."""
-    tokens_per_pack: int = 4096
+    tokens_per_pack: Count = 4096
     """Most tokens of a pack; at least `data.max_tokens`."""
-    packs_per_step: int = 8
+    packs_per_step: Count = 8
     """Packs of an optimizer step, over all ranks."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the corpus."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """End after so many steps, before the plan does."""
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, above(0)] = 1e-4
     """Highest learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    warmup_steps: int = 50
+    warmup_steps: Natural = 50
     """Steps over which the learning rate rises."""
-    min_learning_rate: float = 0.0
+    min_learning_rate: Share = 0.0
     """What it falls to, as a share of `learning_rate`."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
     """AdamW's, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Annotated[float, above(0)] = 0.5
     """Gradients are scaled down to this norm."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the draft computes in; its weights, gradients and optimizer states are float32 in any case."""
-    prefetch_steps: int = 2
+    prefetch_steps: Count = 2
     """Steps whose packs are fetched ahead."""
-    max_restarts: int = 3
+    max_restarts: Natural = 3
     """How often the ranks may be restarted without a step of progress."""
 
 
@@ -124,21 +134,21 @@ class Training:
 class Inference:
     """The engines that compute the target's hidden states."""
 
-    engines: int = 1
+    engines: Count = 1
     """SGLang instances."""
-    tensor_parallel: int = 1
+    tensor_parallel: Count = 1
     """GPUs that one engine is spread over."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads of an engine on a machine without GPU; torch's own choice if not given."""
-    packs_in_flight: int = 2
+    packs_in_flight: Count = 2
     """Packs that an engine works on at once."""
     deterministic: bool = False
     """What is captured depends on the pack alone, to the last bit: no chunked prefill."""
-    heartbeat_s: float = 5.0
+    heartbeat_s: Seconds = 5.0
     """Seconds between signs of life; an engine silent for four times as long loses its claims."""
-    start_timeout_s: float = 900.0
+    start_timeout_s: Seconds = 900.0
     """Seconds that an engine may take to load the target."""
-    max_restarts: int = 3
+    max_restarts: Natural = 3
     """How often an engine may be restarted without having computed a pack."""
     sglang: dict[str, Any] = field(default_factory=dict)
     """Further arguments of SGLang, by SGLang's names."""
@@ -152,31 +162,31 @@ class Store:
     """How they travel."""
     devices: str = ""
     """RDMA devices, as Mooncake names them: `mlx5_0,mlx5_1`. Required for rdma."""
-    bytes_per_rank: int = 4 << 30
-    """Host memory that each trainer rank lends the store."""
+    bytes_per_rank: Annotated[Bytes, at_least(16 << 20)] = _FOUR_GIB
+    """Host memory that each trainer rank lends the store, as `4GiB` or in bytes."""
 
 
 @dataclass
 class Snapshot:
     """Checkpoints from which a run goes on."""
 
-    interval_steps: int = 100
+    interval_steps: Count = 100
     """Steps between two snapshots."""
-    keep: int = 2
-    """How many are kept."""
+    keep: Annotated[int, at_least(2)] = 2
+    """How many are kept; the one before the last is the way back from a damaged disk."""
 
 
 @dataclass
 class Evaluate:
     """The measurement at the end: real speculative decoding on held-out prompts."""
 
-    prompts: int = 40
+    prompts: Natural = 40
     """How many; 0: none."""
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """Longest answer."""
-    draft_tokens: int = 3
+    draft_tokens: Count = 3
     """Tokens that the draft proposes before the target verifies them."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Prompts decoded at once."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """What target and draft compute in; auto: as `target.dtype`, and float32 on a CPU."""

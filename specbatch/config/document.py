@@ -1,0 +1,161 @@
+"""A configuration file as text values with their lines, so that a message can say where, and a name stays as written.
+
+YAML guesses types from how a value looks: `2026-11-25` becomes a date, `on` becomes true, `1e-4` stays text. Here the
+field's own type decides: every single value is kept as the text that stands in the file. Only below
+``inference.sglang``, where anything goes, are types guessed, by the rules of YAML 1.2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+
+from specbatch.config.rules import optional, split
+from specbatch.errors import UserError
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML with the core schema of YAML 1.2: no dates, no `on`, numbers without surprises."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+):
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value.replace("_", "")))
+Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: _float(node.value.replace("_", "")))
+Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+@dataclass
+class Document:
+    """What a file says."""
+
+    path: Path
+    texts: dict[str, str] = field(default_factory=dict)
+    """Text of each key, dotted: a JSON list where the field is a list."""
+    mappings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Values of the fields that hold a mapping."""
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """File and line of a key, as far as known."""
+        return f"{self.path}:{self.lines[key]}" if key in self.lines else str(self.path)
+
+
+def read_document(path: Path, hints: Mapping[str, Any]) -> Document:
+    """Read a configuration file.
+
+    Args:
+        hints: type of each field, by dotted key.
+
+    Raises:
+        UserError: if it can't be read, is no YAML, or has keys that do not exist or stand there twice.
+    """
+    document = Document(path)
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    sections = dict.fromkeys(key.split(".")[0] for key in hints)
+    for name, node in _items(root, "", document):
+        if name not in sections and name != "slurm":
+            raise UserError(f"{document.where(name)}: {unknown(name, hints)}")
+        for leaf, value in _items(node, f"{name}.", document):
+            if leaf not in hints:
+                raise UserError(f"{document.where(leaf)}: {unknown(leaf, hints)}")
+            if get_origin(split(hints[leaf])[0]) is dict:
+                document.mappings[leaf] = _mapping(value, leaf, document)
+            else:
+                document.texts[leaf] = text_of(value, hints[leaf])
+    return document
+
+
+def text_of(node: yaml.Node | str, hint: Any) -> str:
+    """What stands in the file or on the command line for a field, as text; a JSON list where the field is a list.
+
+    One value is a list of one for a list of texts.
+
+    Raises:
+        ValueError: for a mapping, where none belongs.
+    """
+    hint = split(optional(hint)[0])[0]
+    listed = get_origin(hint) is list
+    if isinstance(node, str):
+        if not (listed and node.lstrip().startswith("[")):
+            return json.dumps([node]) if listed and node != "null" else node
+        node = yaml.compose(node, Loader=Loader)
+    if isinstance(node, yaml.SequenceNode):
+        texts = listed and split(hint.__args__[0])[0] is str
+        return json.dumps([_plain(child) if not texts else child.value for child in node.value])
+    if isinstance(node, yaml.ScalarNode):
+        empty = node.tag.endswith(":null") and not node.style
+        return "null" if empty and not node.value else text_of(node.value, hint)
+    raise ValueError("a mapping")
+
+
+def unknown(key: str, hints: Mapping[str, Any]) -> str:
+    """A sentence about a key that does not exist, with the nearest one that does."""
+    section, _, name = key.partition(".")
+    sections = list(dict.fromkeys(known.split(".")[0] for known in hints))
+    here = [known for known in hints if known.startswith(f"{section}.")]
+    elsewhere = [known for known in hints if known.split(".")[-1] == (name or section)]
+    if elsewhere:
+        return f"{key}: there is no such key; did you mean {' or '.join(elsewhere)}?"
+    if not here:
+        near = difflib.get_close_matches(section, sections, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"the sections are {', '.join(sections)}"
+        return f"{key}: there is no section {section}; {hint}"
+    near = difflib.get_close_matches(name, [known.split(".", 1)[1] for known in here], n=1, cutoff=0.3)
+    hint = f"did you mean {section}.{near[0]}?" if near else f"the keys are {', '.join(here)}"
+    return f"{key}: there is no such key; {hint}"
+
+
+def _items(node: yaml.Node | None, prefix: str, document: Document) -> Iterator[tuple[str, yaml.Node]]:
+    """Keys of a mapping, dotted, and their nodes."""
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+        return
+    if not isinstance(node, yaml.MappingNode):
+        name = prefix.rstrip(".") or "the file"
+        raise UserError(f"{document.path}:{node.start_mark.line + 1}: {name}: must be a mapping of keys to values")
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if name in document.lines:
+            raise UserError(f"{document.path}:{key.start_mark.line + 1}: {name} stands in the file twice")
+        document.lines[name] = key.start_mark.line + 1
+        yield name, value
+
+
+def _mapping(node: yaml.Node, key: str, document: Document) -> dict[str, Any]:
+    value = _plain(node) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{document.where(key)}: {key}: must be a mapping of keys to values")
+    document.lines.update((f"{key}.{name.value}", name.start_mark.line + 1) for name, _ in node.value)
+    return value
+
+
+def _plain(node: yaml.Node) -> Any:
+    """Values with types guessed."""
+    loader = Loader("")
+    try:
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
