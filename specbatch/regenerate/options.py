@@ -21,7 +21,10 @@ class Regenerate:
     trust_remote_code: bool = False
     """Let the target's directory bring its own Python code."""
     max_new_tokens: int = 1024
-    """Longest answer; a conversation with one that gets no end within it is skipped."""
+    """Longest answer."""
+    unfinished: Literal["skip", "keep"] = "skip"
+    """A conversation in which an answer has no end within `max_new_tokens`. keep: the conversation ends with it, and
+    its last message says `"finish_reason": "length"`, so that training takes no end of turn for what the target said."""
     max_tokens: int | None = None
     """Longest conversation; the target's positions if not given."""
     temperature: float = 0.0

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CONTEXT_RESERVE = 8
 """Positions that SGLang keeps for itself at the end of its context."""
+UNFINISHED = {"finish_reason": "length"}
+"""What a message has beside its content when `max_new_tokens` cut it off; OpenAI's own words for it."""
 REQUEST_TIMEOUT_S = 3600.0
 """An answer comes when it is whole, and many others are generated beside it."""
 
@@ -49,14 +51,16 @@ class Speaker:
         history: list[dict[str, Any]] = []
         for message in row.messages:
             if message["role"] == "assistant":
-                message = {"role": "assistant", "content": self.answer(row, history, server)}
+                message = self.answer(row, history, server)
             history.append(message)
+            if UNFINISHED.items() <= message.items():
+                return history
         if history[-1]["role"] != "assistant":
-            history.append({"role": "assistant", "content": self.answer(row, history, server)})
+            history.append(self.answer(row, history, server))
         return history
 
-    def answer(self, row: Row, history: list[dict[str, Any]], server: SGLangServer) -> str:
-        """What the target says next.
+    def answer(self, row: Row, history: list[dict[str, Any]], server: SGLangServer) -> dict[str, Any]:
+        """What the target says next, as a message.
 
         Raises:
             Skip: nothing that can be used.
@@ -65,9 +69,8 @@ class Speaker:
         room = self.max_tokens - len(prompt) - CONTEXT_RESERVE
         if room < 1:
             raise Skip("longer than max_tokens")
-        limit = min(self.options.max_new_tokens, room)
         sampling = {
-            "max_new_tokens": limit,
+            "max_new_tokens": min(self.options.max_new_tokens, room),
             "stop_token_ids": self.stop_ids,
             "temperature": self.options.temperature,
             "top_p": self.options.top_p,
@@ -76,12 +79,14 @@ class Speaker:
         result = server.generate({"input_ids": prompt, "sampling_params": sampling}, REQUEST_TIMEOUT_S)
         ids = result["output_ids"]
         self.generated_tokens += len(ids)
-        if not ids or ids[-1] not in self.stop_ids:
-            raise Skip("answer without an end" if limit == self.options.max_new_tokens else "longer than max_tokens")
-        text = self.tokenizer.decode(ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        finished = bool(ids) and ids[-1] in self.stop_ids
+        if not finished and self.options.unfinished == "skip":
+            raise Skip("an answer without an end")
+        # Special tokens inside the answer are kept: they are what the target said.
+        text = self.tokenizer.decode(ids[:-1] if finished else ids, clean_up_tokenization_spaces=False)
         if not text.strip():
-            raise Skip("empty answer")
-        return text
+            raise Skip("an empty answer")
+        return {"role": "assistant", "content": text} | ({} if finished else UNFINISHED)
 
     def render(self, history: list[dict[str, Any]]) -> list[int]:
         """Token ids of the history, up to where the target's answer begins.

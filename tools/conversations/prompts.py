@@ -9,7 +9,7 @@ import json
 import random
 import re
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +17,13 @@ import yaml
 
 SHORTEST, LONGEST = 12, 200
 """Characters of a prompt."""
+TOPICS = (
+    *("ai", "botprofile", "computers", "conversations", "emotion", "food", "greetings", "health", "history", "humor"),
+    *("literature", "money", "movies", "science", "tech_support", "trivia"),
+)
+"""Of chatterbot-corpus. Not coding: this target writes endless programs; not those that insult or quarrel."""
+COMMON = 50
+"""A question out of a talk has only words that occur so often in the whole collection: no names, handles, mistypings."""
 SIMILAR = 0.6
 """Two prompts are alike if they share so large a part of their words, as sets, and are no further apart."""
 
@@ -67,7 +74,7 @@ def chatterbot(wheel: Path) -> Iterator[str]:
     """What is asked in the English part of chatterbot-corpus."""
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
-            if re.fullmatch(r"chatterbot_corpus/data/english/\w+\.yml", name):
+            if re.fullmatch(rf"chatterbot_corpus/data/english/({'|'.join(TOPICS)})\.yml", name):
                 for conversation in yaml.safe_load(archive.read(name))["conversations"]:
                     yield str(conversation[0])
 
@@ -76,16 +83,19 @@ def chitchat(wheel: Path) -> Iterator[str]:
     """The themes and the questions of chitchat-dataset that can be asked without the talk around them."""
     with zipfile.ZipFile(wheel) as archive:
         conversations = json.loads(archive.read("chitchat_dataset/dataset.json"))
+    lines = []
     for identity in sorted(conversations):
-        conversation = conversations[identity]
-        yield conversation.get("prompt") or ""
-        for lines in conversation["messages"]:
-            yield from (line["text"].strip() for line in lines if stands_alone(line["text"].strip()))
+        yield conversations[identity].get("prompt") or ""
+        lines += [line["text"].strip() for group in conversations[identity]["messages"] for line in group]
+    occurrences = Counter(word for line in lines for word in words(line))
+    for line in lines:
+        if stands_alone(line) and all(occurrences[word] >= COMMON for word in words(line)):
+            yield line
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a prompt, without case and punctuation."""
-    return frozenset(re.findall(r"[a-z0-9]+", text.lower()))
+    """The words of a text, without case and punctuation."""
+    return frozenset(re.findall(r"[a-z0-9']+", text.lower()))
 
 
 def unlike(prompts: Iterable[str]) -> list[str]:

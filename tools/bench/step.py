@@ -1,0 +1,222 @@
+#!/usr/bin/env python
+"""The training step alone, beside the published algorithm, on random data of a real model's shape.
+
+    tools/bench/step.py --shape smollm2 --tokens 4096 --loss-fraction 0.33
+
+Prints tokens a second, share of the device's peak and peak memory of both; the last line is JSON. Each
+implementation runs in a process of its own, so that one's memory is not counted as the other's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2])]  # so that a checkout and torch are enough
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the step needs to know of a target and its draft."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    draft_vocab: int
+
+
+SHAPES = {
+    "smollm2": Shape(576, 1536, 9, 3, 64, 49152, 8192),
+    "llama-3.1-8b": Shape(4096, 14336, 32, 8, 128, 128256, 32000),
+    "qwen3-8b": Shape(4096, 12288, 32, 8, 128, 151936, 32000),
+    "kimi-k2.5": Shape(7168, 18432, 64, 8, 128, 163840, 163840),
+}
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+"""Dense bfloat16, as the vendors state them; on other devices a large matrix product is measured instead."""
+
+
+def main() -> None:
+    options = parse()
+    if options.only:
+        print(json.dumps(measure(options)))
+        return
+    results = {}
+    for only in ("ours", "plain"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", only]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[only] = json.loads(done.stdout.splitlines()[-1])
+    ours, plain = results["ours"], results["plain"]
+    print(f"{options.shape}, {ours['tokens']} tokens, {ours['loss_share']:.0%} of them in the loss, {options.ttt_steps} "
+          f"unrolled steps, {ours['device']}, {ours['dtype']}")  # fmt: skip
+    for name, row in (("specbatch", ours), ("published algorithm", plain)):
+        print(f"  {name:20} {row['tokens_per_s']:10.0f} tokens/s  {row['share_of_peak']:6.1%} of peak  "
+              f"{row['peak_bytes'] / 2**20:8.0f} MiB")  # fmt: skip
+    ratio = ours["tokens_per_s"] / plain["tokens_per_s"]
+    memory = ours["peak_bytes"] / plain["peak_bytes"]
+    print(f"  {ratio:.2f} times as fast in {memory:.2f} of its memory; losses differ by "
+          f"{abs(ours['loss'] / plain['loss'] - 1):.1e}")  # fmt: skip
+    print(json.dumps({
+        "shape": options.shape, "tokens": ours["tokens"], "loss_fraction": ours["loss_share"], "device": ours["device"],
+        "tokens_per_s": ours["tokens_per_s"], "plain_tokens_per_s": plain["tokens_per_s"], "ratio": ratio,
+        "peak_bytes": ours["peak_bytes"], "plain_peak_bytes": plain["peak_bytes"],
+        "share_of_peak": ours["share_of_peak"], "loss": ours["loss"], "plain_loss": plain["loss"],
+    }))  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of the pack")
+    parser.add_argument("--loss-fraction", type=float, default=0.33, help="share of the tokens that are learnt")
+    parser.add_argument("--ttt-steps", type=int, default=7, help="unrolled steps")
+    parser.add_argument("--mean-length", type=int, default=512, help="mean tokens of a sample")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, else bfloat16")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--repeat", type=int, default=3, help="steps that are timed; the fastest counts")
+    parser.add_argument("--only", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def conversations(tokens: int, mean: int, fraction: float) -> list[list[bool]]:
+    """Masks of chat-like samples: mixed lengths, turns of question and answer."""
+    import random
+
+    draw = random.Random(0)
+    masks: list[list[bool]] = []
+    while (left := tokens - sum(map(len, masks))) > 0:
+        length = min(left, max(16, int(draw.lognormvariate(0, 0.6) * mean)))
+        mask: list[bool] = []
+        while len(mask) < length:
+            turn = draw.randint(60, 240)
+            answer = round(turn * fraction)
+            mask += [False] * (turn - answer) + [True] * answer
+        masks.append(mask[:length])
+    return masks
+
+
+def measure(options: argparse.Namespace) -> dict[str, float | str]:
+    """Time one implementation in this process."""
+    import numpy as np
+    import torch
+
+    from specbatch.capture import CaptureContract
+    from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config
+    from specbatch.training.drafts.pack import PackTensors
+    from specbatch.training.drafts.rope import Rope
+    from tools.bench.plain_eagle3 import plain_step
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+    shape = SHAPES[options.shape]
+    contract = CaptureContract((0, 1, 2), shape.hidden)
+    config = Eagle3Config(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=1e-5,
+        rope=Rope(shape.head_dim, 1e5, 1 << 18),
+        ttt_steps=options.ttt_steps,
+        draft_ids=tuple(range(shape.draft_vocab)),
+        contract=contract,
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float32).to(torch.bfloat16)
+
+    draft = Eagle3(config)
+    draft.initialize(0, random(shape.vocab, shape.hidden), random(shape.vocab, shape.hidden) * 0.05)
+    draft.to(device, dtype)
+    draft.attach(draft.embedding.to(device), draft.target_head.to(device, dtype))
+    masks = [np.array(m) for m in conversations(options.tokens, options.mean_length, options.loss_fraction)]
+    states = [(random(m.size, 3 * shape.hidden), random(m.size, shape.hidden)) for m in masks]
+    rows = [contract.rows(m) for m in masks]
+    pack = PackTensors(
+        input_ids=torch.randint(shape.vocab, (options.tokens,), generator=generator).to(device),
+        loss_mask=torch.from_numpy(np.concatenate(masks)).to(device),
+        lengths=tuple(m.size for m in masks),
+        aux=torch.cat([s[0][torch.from_numpy(r["aux"])] for s, r in zip(states, rows, strict=True)]).to(device),
+        last=torch.cat([s[1][torch.from_numpy(r["last"])] for s, r in zip(states, rows, strict=True)]).to(device),
+    )
+    states = [(aux.to(device), last.to(device)) for aux, last in states]
+    weights = 0.8 ** torch.arange(options.ttt_steps, device=device, dtype=torch.float32) / options.tokens
+
+    def step() -> float:
+        if options.only == "plain":
+            return plain_step(draft, pack, states, weights)
+        loss = draft(pack, weights)[0].sum()
+        loss.backward()
+        return loss.item()
+
+    cuda = device.type == "cuda"
+    before = 0 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    best = float("inf")
+    for _ in range(options.repeat + 1):
+        draft.zero_grad()
+        begun = time.perf_counter()
+        loss = step()
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return {
+        "tokens": options.tokens,
+        "loss_share": float(np.concatenate(masks).mean()),
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "dtype": str(dtype).removeprefix("torch."),
+        "loss": loss,
+        "tokens_per_s": options.tokens / best,
+        "share_of_peak": published_flops(config, masks, shape) / best / peak_flops(device, dtype),
+        "peak_bytes": peak - before,
+    }
+
+
+def published_flops(config, masks, shape: Shape) -> float:
+    """Floating point operations that the published algorithm needs for these samples without padding, both ways."""
+    tokens = sum(m.size for m in masks)
+    wide, head = 2 * shape.hidden, shape.head_dim
+    layer = wide * head * (shape.heads + 2 * shape.kv_heads) + shape.heads * head * shape.hidden
+    layer += 3 * shape.hidden * shape.intermediate + shape.draft_vocab * shape.hidden
+    attention = sum(2 * m.size**2 * shape.heads * head / 2 for m in masks)
+    a_step = 6 * layer * tokens + 3 * 2 * attention + 2 * shape.draft_vocab * shape.hidden * tokens
+    return config.ttt_steps * a_step + 6 * 3 * shape.hidden**2 * tokens
+
+
+def peak_flops(device, dtype) -> float:
+    """Of the device: stated where it is known, else that of a matrix product."""
+    import torch
+
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name()
+        for known, flops in PEAK_FLOPS.items():
+            if known in name:
+                return flops
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+if __name__ == "__main__":
+    main()
