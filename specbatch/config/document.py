@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from specbatch.config.rules import optional, split
+from specbatch.config.rules import describe, optional, split
+from specbatch.config.sections import Config
 from specbatch.errors import UserError
 
 
@@ -73,59 +74,73 @@ def read_document(path: Path, hints: Mapping[str, Any]) -> Document:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    sections = dict.fromkeys(key.split(".")[0] for key in hints)
+    sections = get_type_hints(Config)
     for name, node in _items(root, "", document):
-        if name not in sections and name != "slurm":
+        if name not in sections:
             raise UserError(f"{document.where(name)}: {unknown(name, hints)}")
         for leaf, value in _items(node, f"{name}.", document):
             if leaf not in hints:
                 raise UserError(f"{document.where(leaf)}: {unknown(leaf, hints)}")
             if get_origin(split(hints[leaf])[0]) is dict:
                 document.mappings[leaf] = _mapping(value, leaf, document)
-            else:
+                continue
+            try:
                 document.texts[leaf] = text_of(value, hints[leaf])
+            except ValueError as error:
+                raise UserError(
+                    f"{document.where(leaf)}: {leaf}: {error} is given; it must be {describe(hints[leaf])}"
+                ) from error
     return document
 
 
 def text_of(node: yaml.Node | str, hint: Any) -> str:
     """What stands in the file or on the command line for a field, as text; a JSON list where the field is a list.
 
-    One value is a list of one for a list of texts.
+    One value is a list of one for a list.
 
     Raises:
-        ValueError: for a mapping, where none belongs.
+        ValueError: for a mapping or for nothing, where none belongs.
     """
-    hint = split(optional(hint)[0])[0]
-    listed = get_origin(hint) is list
+    kind, nullable = optional(split(hint)[0])
+    kind = split(kind)[0]
+    listed = get_origin(kind) is list
     if isinstance(node, str):
         if not (listed and node.lstrip().startswith("[")):
-            return json.dumps([node]) if listed and node != "null" else node
+            return json.dumps([node]) if listed and not (nullable and node == "null") else node
         node = yaml.compose(node, Loader=Loader)
-    if isinstance(node, yaml.SequenceNode):
-        texts = listed and split(hint.__args__[0])[0] is str
-        return json.dumps([_plain(child) if not texts else child.value for child in node.value])
     if isinstance(node, yaml.ScalarNode):
-        empty = node.tag.endswith(":null") and not node.style
-        return "null" if empty and not node.value else text_of(node.value, hint)
-    raise ValueError("a mapping")
+        null = node.tag.endswith(":null")
+        if null and not nullable and kind is not str:
+            raise ValueError(node.value or "no value")
+        return "null" if null and nullable else text_of(node.value, hint)
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(child, yaml.ScalarNode) for child in node.value):
+        raise ValueError("a mapping")
+    texts = listed and split(get_args(kind)[0])[0] is str
+    return json.dumps([child.value if texts else _plain(child) for child in node.value], ensure_ascii=False)
 
 
 def unknown(key: str, hints: Mapping[str, Any]) -> str:
     """A sentence about a key that does not exist, with the nearest one that does."""
     section, _, name = key.partition(".")
-    sections = list(dict.fromkeys(known.split(".")[0] for known in hints))
+    sections = list(get_type_hints(Config))
     here = [known for known in hints if known.startswith(f"{section}.")]
     elsewhere = [known for known in hints if known.split(".")[-1] == (name or section)]
+    if section in sections and not name:
+        return f"{key}: is a section; its keys are {', '.join(here) or 'none yet'}"
     if elsewhere:
         return f"{key}: there is no such key; did you mean {' or '.join(elsewhere)}?"
-    if not here:
+    if section not in sections:
         near = difflib.get_close_matches(section, sections, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"the sections are {', '.join(sections)}"
         return f"{key}: there is no section {section}; {hint}"
     near = difflib.get_close_matches(name, [known.split(".", 1)[1] for known in here], n=1, cutoff=0.3)
-    hint = f"did you mean {section}.{near[0]}?" if near else f"the keys are {', '.join(here)}"
+    others = f"the keys are {', '.join(here)}" if here else f"{section} has no keys yet"
+    hint = f"did you mean {section}.{near[0]}?" if near else others
     return f"{key}: there is no such key; {hint}"
 
 
@@ -145,17 +160,27 @@ def _items(node: yaml.Node | None, prefix: str, document: Document) -> Iterator[
 
 
 def _mapping(node: yaml.Node, key: str, document: Document) -> dict[str, Any]:
-    value = _plain(node) or {}
+    try:
+        value = _plain(node) or {}
+    except ValueError as error:
+        raise UserError(f"{document.where(key)}: {key}: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{document.where(key)}: {key}: must be a mapping of keys to values")
-    document.lines.update((f"{key}.{name.value}", name.start_mark.line + 1) for name, _ in node.value)
+    if isinstance(node, yaml.MappingNode):
+        document.lines.update((f"{key}.{name.value}", name.start_mark.line + 1) for name, _ in node.value)
     return value
 
 
 def _plain(node: yaml.Node) -> Any:
-    """Values with types guessed."""
+    """Values with types guessed.
+
+    Raises:
+        ValueError: for a type that YAML's core schema doesn't have.
+    """
     loader = Loader("")
     try:
         return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{getattr(error, 'problem', None) or error}") from error
     finally:
         loader.dispose()

@@ -76,18 +76,20 @@ def describe(hint: Any) -> str:
     inner, nullable = optional(hint)
     if nullable:
         return f"{describe(inner)}, or null"
-    origin = get_origin(hint)
+    origin, example = get_origin(hint), ""
     if origin is Literal:
         words = "one of " + ", ".join(map(str, get_args(hint))) if len(get_args(hint)) > 1 else str(get_args(hint)[0])
     elif origin is list:
-        words = f"a list, as [{', '.join('ab' if split(get_args(hint)[0])[0] is str else '12')}]"
+        element = get_args(hint)[0]
+        words = "a list"
+        example = ", as [a, b]" if split(element)[0] is str else f", as [1, 2], each {describe(element)}"
     elif origin is tuple:
         words = f"{len(get_args(hint))} values, each {describe(get_args(hint)[0])}"
     elif hint is Bytes:
-        words = "a number of bytes, as 4GiB or 4294967296,"
+        words, example = "a number of bytes", ", as 4GiB or 4294967296"
     else:
         words = _NOUNS[origin or hint]
-    return " ".join([words, *(rule.text for rule in rules)]).rstrip(",")
+    return " ".join([words, *(rule.text for rule in rules)]) + example
 
 
 def broken(hint: Any, value: Any) -> bool:
