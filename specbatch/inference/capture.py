@@ -1,0 +1,189 @@
+"""Hidden states from SGLang's scheduler process into the store, while the next batch runs.
+
+A prefill goes through three hands:
+
+1. `Capture.gather`, right after the forward and on its stream: copies the wanted rows, since SGLang's tensors may be
+   views of buffers that the next forward overwrites. On a GPU nothing here waits for the device.
+2. `PrefillRows`, which SGLang calls as one of its auxiliary outputs: copies them into registered host memory on
+   SGLang's copy stream, and after that copy is done hands them on.
+3. `specbatch.inference.sender`, a thread: puts them from there into the store and reports.
+
+Host memory is a ring. Rows that find no room in it stay where they are until their turn comes; then SGLang waits,
+which is how a full store slows an engine down.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from specbatch.capture import BYTES_PER_VALUE
+from specbatch.inference.orders import ORDER_KEY, Order, digest, rows_between
+from specbatch.inference.sender import Piece, Sender
+
+logger = logging.getLogger(__name__)
+
+ROOM_POLL_S = 1.0
+
+
+class CaptureError(RuntimeError):
+    """SGLang's tensors are not what they were written for: going on would store wrong rows."""
+
+
+class Capture:
+    """What one engine captures; lives in the scheduler process of tensor-parallel rank 0.
+
+    Args:
+        widths: values a row of each tensor.
+        sender: has the ring and its memory.
+    """
+
+    def __init__(self, widths: Mapping[str, int], sender: Sender) -> None:
+        self.widths = dict(widths)
+        self.sender = sender
+        self.waiting = 0
+        """Pieces that found no room; later ones must not overtake them."""
+
+    def gather(self, batch: Any, output: Any) -> PrefillRows | None:
+        """Copy the rows that a prefill's requests have orders for, on the current stream.
+
+        Args:
+            batch: SGLang's ``ScheduleBatch``, in an extend mode.
+            output: its ``LogitsProcessorOutput``: ``hidden_states`` ``[rows, aux]``, ``last_hidden_states``
+                ``[rows, hidden]``.
+
+        Returns:
+            None if no request has an order.
+
+        Raises:
+            CaptureError: if the tensors have other shapes than the batch and the contract say.
+        """
+        orders = [order_of(request) for request in batch.reqs]
+        if not any(orders):
+            return None
+        tensors = {"aux": output.hidden_states, "last": output.last_hidden_states}
+        lengths = [int(length) for length in batch.extend_lens]
+        for name, width in self.widths.items():
+            found = None if tensors[name] is None else tuple(tensors[name].shape)
+            if found != (sum(lengths), width):
+                raise CaptureError(f"specbatch: {name} is {found}, not {(sum(lengths), width)}, for prefills {lengths}")
+        pieces: list[Piece] = []
+        requests: list[Any] = []
+        chosen: dict[str, list[int]] = {name: [] for name in self.widths}
+        start = 0
+        for request, order, first, length in zip(batch.reqs, orders, batch.prefix_lens, lengths, strict=True):
+            if order is not None:
+                rows: dict[str, int] = {}
+                for name in self.widths:
+                    wanted = rows_between(order.rows.get(name, ()), int(first), int(first) + length)
+                    chosen[name] += (wanted + start).tolist()
+                    rows[name] = len(wanted)
+                pieces.append(Piece(order, int(first), length, rows, self._bytes(rows)))
+                requests.append(request)
+            start += length
+        gathered = {name: _select(tensors[name], chosen[name]) for name in self.widths}
+        return PrefillRows(self, pieces, requests, gathered)
+
+    def _bytes(self, rows: Mapping[str, int]) -> int:
+        return sum(count * self.widths[name] * BYTES_PER_VALUE for name, count in rows.items())
+
+
+class PrefillRows:
+    """The gathered rows of one prefill: SGLang's ``DeviceAuxiliaryOutput`` and ``HostAuxiliaryOutput`` in one.
+
+    Args:
+        gathered: bfloat16 ``[rows, width]`` of each tensor, the pieces' rows one after the other.
+    """
+
+    def __init__(
+        self, capture: Capture, pieces: list[Piece], requests: list[Any], gathered: dict[str, torch.Tensor]
+    ) -> None:
+        self.capture, self.pieces, self.requests, self.gathered = capture, pieces, requests, gathered
+        self.finite: dict[str, torch.Tensor] = {}
+        self.starts: list[dict[str, int]] = []
+        position = dict.fromkeys(gathered, 0)
+        for piece in pieces:
+            self.starts.append(dict(position))
+            for name, count in piece.rows.items():
+                position[name] += count
+
+    def copy_to_host(self, copy_tensor: Callable[[torch.Tensor], torch.Tensor]) -> PrefillRows:
+        """Called by SGLang on its copy stream, behind the forward; what is queued here is done before `consume`."""
+        for rows in self.gathered.values():
+            if rows.device.type != "cpu":
+                rows.record_stream(torch.accelerator.current_stream(rows.device))
+        self.finite = {name: copy_tensor(torch.isfinite(rows).all(dim=1)) for name, rows in self.gathered.items()}
+        for index, piece in enumerate(self.pieces):
+            if piece.bytes and (self.capture.waiting or not self._copy(index, timeout_s=0.0)):
+                self.capture.waiting += 1
+        return self
+
+    def consume(self, batch: Any, commits: Sequence[Any]) -> None:
+        """Called by SGLang when the prefill's results are committed, before it answers the requests."""
+        ready: list[Piece] = []
+        for index, (piece, request) in enumerate(zip(self.pieces, self.requests, strict=True)):
+            if piece.bytes and piece.offset is None:
+                # Everything that was copied before must be on its way, else no room ever comes.
+                self.capture.sender.send(ready)
+                ready = []
+                while not self._copy(index, timeout_s=ROOM_POLL_S):
+                    self.capture.sender.check()
+                self.capture.waiting -= 1
+            piece.why_not = self._why_not(index, request)
+            ready.append(piece)
+        self.capture.sender.send(ready)
+        self.gathered = {}
+
+    def _copy(self, index: int, timeout_s: float) -> bool:
+        """Copy a piece into the ring, queued on the current stream; False if there is no room."""
+        piece = self.pieces[index]
+        offset = self.capture.sender.ring.take(piece.bytes, timeout_s)
+        if offset is None:
+            return False
+        piece.offset = offset
+        for name, count in piece.rows.items():
+            nbytes = count * self.capture.widths[name] * BYTES_PER_VALUE
+            if nbytes:
+                target = self.capture.sender.memory[offset : offset + nbytes].view(torch.bfloat16)
+                first = self.starts[index][name]
+                rows = self.gathered[name][first : first + count].reshape(-1)
+                # Into pinned memory. When SGLang calls `consume`, what was queued before is done; a copy that had
+                # to wait for room is made there, and waited for.
+                target.copy_(rows, non_blocking=timeout_s == 0.0)
+            offset += nbytes
+        return True
+
+    def _why_not(self, index: int, request: Any) -> str | None:
+        """Why a piece may not be stored, or None."""
+        piece = self.pieces[index]
+        ended = request.finished_reason or request.to_finish
+        if ended is not None and ended.to_json()["type"] == "abort":
+            return f"SGLang gave it up: {ended.to_json()['message']}"
+        if request.is_retracted:
+            return "SGLang put it back into its queue"
+        if len(request.origin_input_ids) != piece.order.tokens or digest(request.origin_input_ids) != piece.order.digest:
+            return "SGLang ran other tokens than were sent"
+        for name, count in piece.rows.items():
+            first = self.starts[index][name]
+            if not bool(self.finite[name][first : first + count].all()):
+                return f"not finite: NaN or Inf in {name} between tokens {piece.first} and {piece.first + piece.tokens}"
+        return None
+
+
+def order_of(request: Any) -> Order | None:
+    """The order that came with a request; None for SGLang's own requests and other people's."""
+    parameters = request.sampling_params.custom_params
+    if not isinstance(parameters, dict) or ORDER_KEY not in parameters:
+        return None
+    return msgspec.convert(parameters[ORDER_KEY], Order)
+
+
+def _select(tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    index = torch.tensor(rows, dtype=torch.int64)
+    if tensor.device.type != "cpu":
+        index = index.pin_memory().to(tensor.device, non_blocking=True)
+    return tensor.index_select(0, index).to(torch.bfloat16)
