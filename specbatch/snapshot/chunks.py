@@ -7,7 +7,7 @@ HDF5's. Types that numpy lacks (bfloat16, float8) are stored as unsigned integer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -45,6 +45,11 @@ def _stored_as(dtype: torch.dtype) -> torch.dtype:
     except TypeError:
         return _BITS[dtype.itemsize]
     return dtype
+
+
+def part(offset: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    """The index of a part of a tensor."""
+    return tuple(slice(first, first + count) for first, count in zip(offset, size, strict=True))
 
 
 def write_tensor(file: h5py.File, dataset: str, tensor: torch.Tensor) -> str:

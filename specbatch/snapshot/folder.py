@@ -133,10 +133,24 @@ def half_written(folder: Path) -> list[Path]:
     return [path for _, path in _folders(folder) if not (path / MANIFEST).exists()]
 
 
+def superfluous(folder: Path, keep: int) -> list[Path]:
+    """What is older than the newest ``keep`` whole snapshots, and what was set aside."""
+    kept = whole_snapshots(folder)[-keep:]
+    old = [path for step, path in _folders(folder) if kept and step < kept[0]]
+    return old + sorted(folder.glob("refused-step-*"))
+
+
+def set_aside(snapshot: Path) -> None:
+    """Rename a snapshot that can't be read, so that nobody takes it for a newer one than those that can."""
+    aside = snapshot.with_name(f"refused-{snapshot.name}")
+    remove(aside)
+    snapshot.rename(aside)
+
+
 def remove(snapshot: Path) -> None:
     """Delete a snapshot; a part of it is never taken for a whole one, whenever this is cut off."""
     with contextlib.suppress(FileNotFoundError):
-        (snapshot / MANIFEST).unlink()
+        (snapshot / MANIFEST).unlink(missing_ok=True)
         sync_folder(snapshot)
         shutil.rmtree(snapshot)
 
@@ -154,7 +168,10 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def _leaves(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}
-    return {leaf: v for key, inner in value.items() for leaf, v in _leaves(f"{name}.{key}" if name else key, inner).items()}
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items():
+        leaves |= _leaves(f"{name}.{key}" if name else key, inner)
+    return leaves
 
 
 def _folders(folder: Path) -> list[tuple[int, Path]]:

@@ -30,7 +30,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -81,8 +81,8 @@ class HDF5CheckpointManager(CheckpointManager):
     class Config(CheckpointManager.Config):
         folder: str = "snapshots"
         """Below the trainer's dump folder."""
-        async_mode: str = "async"
-        """``async``, in a thread, or ``disabled``."""
+        async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "async"
+        """In a thread, or not at all."""
         last_save_model_only: bool = False
         keep_latest_k: int = 0
         """torchtitan's own pruning, which counts broken snapshots too, stays off."""
@@ -93,7 +93,7 @@ class HDF5CheckpointManager(CheckpointManager):
 
         def __post_init__(self) -> None:
             CheckpointManager.Config.__post_init__(self)
-            if self.async_mode not in ("async", "disabled") or self.keep_latest_k or self.last_save_model_only:
+            if self.async_mode == "async_with_pinned_mem" or self.keep_latest_k or self.last_save_model_only:
                 raise ValueError("snapshots are whole, written by a thread or synchronously, and pruned by `keep`")
             if self.keep < 1:
                 raise ValueError(f"keep is {self.keep}: at least one snapshot has to be kept")
@@ -151,9 +151,7 @@ class HDF5CheckpointManager(CheckpointManager):
                 failure = error
             self._settle(step, began, failure)
             return None
-        writing = dcp.async_save(
-            state_dict, storage_writer=writer, process_group=self.pg, async_stager=self.stager
-        )
+        writing = dcp.async_save(state_dict, storage_writer=writer, process_group=self.pg, async_stager=self.stager)
         logger.info("snapshot staged step=%d seconds=%.2f", step, time.monotonic() - began)
         outcome: Future[None] = Future()
 
@@ -162,10 +160,12 @@ class HDF5CheckpointManager(CheckpointManager):
                 failure = done.exception()
                 if failure is not None and not isinstance(failure, CheckpointException):
                     raise failure
-                outcome.set_result(self._settle(step, began, failure))
+                self._settle(step, began, failure)
+                outcome.set_result(None)
             except BaseException as error:  # kept for the rank's main thread, which awaits it
                 outcome.set_exception(error)
 
+        assert isinstance(writing, Future), "the stager blocks until it has copied"
         writing.add_done_callback(settle)
         return outcome
 
@@ -183,7 +183,10 @@ class HDF5CheckpointManager(CheckpointManager):
             return
         logger.error(
             "SNAPSHOT FAILED, training goes on with the one before step=%d kept=%s path=%s why=%s",
-            step, self.saved_step, snapshot, _reason(failure),
+            step,
+            self.saved_step,
+            snapshot,
+            _reason(failure),
         )
         try:
             snapshot_folder.remove(snapshot)
@@ -191,19 +194,20 @@ class HDF5CheckpointManager(CheckpointManager):
             logger.error("a half-written snapshot can't be deleted path=%s why=%s", snapshot, error)
 
     def _prune(self, keep: int) -> None:
-        """Delete all but the newest whole snapshots."""
+        """Delete all but the newest whole snapshots, and those that were refused before them."""
         if self.rank:
             return
         with self._pruning:
-            for step in snapshot_folder.whole_snapshots(self.path)[:-keep]:
+            for path in snapshot_folder.superfluous(self.path, keep):
                 try:
-                    snapshot_folder.remove(snapshot_path(self.path, step))
+                    snapshot_folder.remove(path)
                 except OSError as error:
-                    logger.error("an old snapshot can't be deleted step=%d why=%s", step, error)
+                    logger.error("an old snapshot can't be deleted path=%s why=%s", path, error)
 
     def _load(self, step: int = -1) -> bool:
         """Load the newest snapshot that can be read, or exactly that of ``step``."""
         steps = self._first_rank(lambda: self._tidy() if step == -1 else [step])
+        refused: list[Path] = []
         for candidate in reversed(steps):
             snapshot = snapshot_path(self.path, candidate)
             try:
@@ -215,13 +219,17 @@ class HDF5CheckpointManager(CheckpointManager):
                 super()._load(candidate)
             except DamagedSnapshot as error:
                 logger.error("snapshot refused step=%d why=%s", candidate, error)
+                refused.append(snapshot)
                 continue
+            if self.rank == 0:
+                for path in refused:
+                    snapshot_folder.set_aside(path)
             self.saved_step = candidate
             return True
         if steps:
             raise RunError(
-                f"none of the snapshots in {self.path} can be read (steps {', '.join(map(str, steps))}; the log says why); "
-                "delete that folder to start from the beginning"
+                f"none of the snapshots in {self.path} can be read (steps {', '.join(map(str, steps))}; the log says "
+                "why); delete that folder to start from the beginning"
             )
         return False
 
@@ -240,9 +248,6 @@ class HDF5CheckpointManager(CheckpointManager):
                 raise damage from None
             raise UserError(f"{snapshot} does not fit this draft model: {_reason(error)}") from error
         self.states[MODEL].load_state_dict(state_dict)
-
-    def _find_load_step(self, folder: str = "") -> int:
-        return max(snapshot_folder.whole_snapshots(Path(folder or self.folder)), default=-1)
 
     def _check_facts(self, snapshot: Path, manifest: SnapshotManifest) -> None:
         changed = snapshot_folder.differences(manifest.facts, self.facts)
@@ -268,7 +273,6 @@ class HDF5CheckpointManager(CheckpointManager):
     def _close(self) -> None:
         self.maybe_wait_for_saving()
         super()._close()
-        self.stager = None
 
 
 def _manifest_or_damage(snapshot: Path) -> SnapshotManifest | DamagedSnapshot:

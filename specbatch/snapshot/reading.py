@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from specbatch.snapshot.chunks import chunk_files, dtype_of
+from specbatch.snapshot.chunks import chunk_files, dtype_of, part
 from specbatch.snapshot.folder import DamagedSnapshot, read_manifest, snapshot_path, snapshots
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ def read_tensors(snapshot: Path, names: Iterable[str] | None = None, prefix: str
             tensors[name] = torch.empty(stored.size, dtype=dtype_of(stored.dtype))
             missing = tensors[name].numel()
             for chunk in stored.chunks:
-                part = files.read(name, tensors[name].dtype, chunk)
-                tensors[name][tuple(slice(o, o + n) for o, n in zip(chunk.offset, chunk.size, strict=True))] = part
-                missing -= part.numel()
+                stored_part = files.read(name, tensors[name].dtype, chunk)
+                tensors[name][part(chunk.offset, chunk.size)] = stored_part
+                missing -= stored_part.numel()
             if missing:
                 raise DamagedSnapshot(f"{snapshot}: tensor {name} lacks {missing} values")
     return tensors

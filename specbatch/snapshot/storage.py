@@ -6,6 +6,7 @@ manifest into place, so that a half-written snapshot does not exist. A snapshot 
 
 from __future__ import annotations
 
+import io
 import os
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from torch.futures import Future
 
 from specbatch import __version__
 from specbatch.snapshot import values
-from specbatch.snapshot.chunks import chunk_files, dtype_name, dtype_of, write_tensor
+from specbatch.snapshot.chunks import chunk_files, dtype_name, dtype_of, part, write_tensor
 from specbatch.snapshot.disk import Disk, sync_folder
 from specbatch.snapshot.folder import (
     FORMAT,
@@ -93,35 +94,36 @@ class HDF5Writer(StorageWriter):
         return [replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        results = [
-            WriteResult(item.index, 0, _Written(value=values.from_torch(item.index.fqn, planner.resolve_data(item))))
-            for item in plan.items
-            if item.type == WriteItemType.BYTE_IO
-        ]
+        results = self._write_tensors(plan, planner)
+        for item in plan.items:
+            if item.type == WriteItemType.BYTE_IO:
+                pickled = planner.resolve_data(item)
+                assert isinstance(pickled, io.BytesIO)
+                results.append(WriteResult(item.index, 0, _Written(value=values.from_torch(item.index.fqn, pickled))))
         done: Future[list[WriteResult]] = Future()
-        done.set_result(results + self._write_tensors(plan, planner))
+        done.set_result(results)
         return done
 
     def _write_tensors(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         items = [item for item in plan.items if item.type != WriteItemType.BYTE_IO]
         if not items:
             return []
-        name, chunks = f"rank-{plan.storage_data}.h5", []
+        name, results = f"rank-{plan.storage_data}.h5", []
         with Disk(self.snapshot / name) as disk:
             with h5py.File(disk, "w", libver="latest") as file:
                 for item in items:
-                    offset, size = tuple(item.tensor_data.chunk.offsets), tuple(item.tensor_data.chunk.sizes)
+                    tensor = planner.resolve_data(item)
+                    assert isinstance(tensor, torch.Tensor)
+                    offset = tuple(item.index.offset or ())
                     dataset = item.index.fqn + ("@" + ",".join(map(str, offset)) if any(offset) else "")
-                    checksum = write_tensor(file, dataset, planner.resolve_data(item))
-                    chunks.append(StoredChunk(offset, size, name, dataset, checksum))
+                    checksum = write_tensor(file, dataset, tensor)
+                    chunk = StoredChunk(offset, tuple(tensor.shape), name, dataset, checksum)
+                    results.append(WriteResult(item.index, tensor.nbytes, _Written(chunk)))
                     if disk.error is not None:
                         break
             length = disk.bytes
         sync_folder(self.snapshot)
-        return [
-            WriteResult(item.index, item.tensor_data.chunk.sizes.numel(), _Written(chunk, length))
-            for item, chunk in zip(items, chunks, strict=True)
-        ]
+        return [replace(result, storage_data=replace(result.storage_data, file_bytes=length)) for result in results]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         stored: dict[str, list[StoredChunk]] = defaultdict(list)
@@ -141,15 +143,15 @@ class HDF5Writer(StorageWriter):
         write_manifest(
             self.snapshot,
             SnapshotManifest(
-                FORMAT,
-                __version__,
-                self.step,
-                self.ranks,
-                self.facts,
-                files,
-                tensors,
-                found,
-                {name: tuple(path) for name, path in (metadata.planner_data or {}).items()},
+                format=FORMAT,
+                specbatch=__version__,
+                step=self.step,
+                ranks=self.ranks,
+                facts=self.facts,
+                files=files,
+                tensors=tensors,
+                values=found,
+                paths={name: tuple(path) for name, path in (metadata.planner_data or {}).items()},
             ),
         )
 
@@ -211,9 +213,8 @@ class HDF5Reader(StorageReader):
                 name = items[0].storage_index.fqn
                 stored = files.read(name, dtype_of(self.manifest.tensors[name].dtype), chunk)
                 for item in items:
-                    part = stored[tuple(slice(o, o + n) for o, n in zip(item.storage_offsets, item.lengths, strict=True))]
                     target = planner.resolve_tensor(item).detach()
-                    target.copy_(part)
+                    target.copy_(stored[part(item.storage_offsets, item.lengths)])
                     planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)
