@@ -102,7 +102,7 @@ def weights(tied: bool, seed: int) -> dict[str, torch.Tensor]:
 
 
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE with every byte, the special tokens, and merges learned from the licence's text, which never changes."""
+    """Byte-level BPE: every byte, the special tokens, and merges learned from the licence, which never changes."""
     result = Tokenizer(models.BPE())
     result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     result.decoder = decoders.ByteLevel()

@@ -5,8 +5,8 @@ turns are kept; each assistant turn is written anew by the target, after what it
 ends on a user turn gets its answer. The output's rows stand in the input's order, and the work may be broken off at
 any time: the next call goes on behind the last whole row.
 
-An answer that reaches `max_new_tokens` has no end, but a chat template would write one, and it would be trained although
-the target never said it. So such a conversation is skipped, or kept with a mark that the corpus heeds.
+An answer that reaches `max_new_tokens` has no end, but a chat template would write one, and it would be trained
+although the target never said it. So such a conversation is skipped, or kept with a mark that the corpus heeds.
 """
 
 from __future__ import annotations

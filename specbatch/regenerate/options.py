@@ -23,8 +23,8 @@ class Regenerate:
     max_new_tokens: int = 1024
     """Longest answer."""
     unfinished: Literal["skip", "keep"] = "skip"
-    """A conversation in which an answer has no end within `max_new_tokens`. keep: the conversation ends with it, and
-    its last message says `"finish_reason": "length"`, so that training takes no end of turn for what the target said."""
+    """A conversation in which an answer has no end within `max_new_tokens`. keep: it ends with that answer, whose
+    message says `"finish_reason": "length"`, so that training takes no end of turn for what the target said."""
     max_tokens: int | None = None
     """Longest conversation; the target's positions if not given."""
     temperature: float = 0.0

@@ -23,7 +23,7 @@ TOPICS = (
 )
 """Of chatterbot-corpus. Not coding: this target writes endless programs; not those that insult or quarrel."""
 COMMON = 50
-"""A question out of a talk has only words that occur so often in the whole collection: no names, handles, mistypings."""
+"""A question out of a talk has only words that occur so often in the collection: no names, handles, mistypings."""
 SIMILAR = 0.6
 """Two prompts are alike if they share so large a part of their words, as sets, and are no further apart."""
 

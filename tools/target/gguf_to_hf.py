@@ -1,6 +1,6 @@
 """Turns a GGUF file of a Llama model with a byte-level BPE tokenizer into a Hugging Face directory.
 
-GGUF keeps everything that is needed: weights (quantized ones are expanded to bfloat16), shape, tokenizer and chat template.
+GGUF keeps everything that is needed: weights (quantized ones become bfloat16), shape, tokenizer and chat template.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", 
 
 
 def hugging_face_name(name: str) -> str:
-    """The tensor's name in a Hugging Face checkpoint: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+    """The tensor's name in a Hugging Face checkpoint: `model.layers.3.mlp.up_proj.weight` for `blk.3.ffn_up.weight`.
 
     Raises:
         ValueError: the tensor is none of a Llama model.
@@ -49,8 +49,8 @@ def hugging_face_name(name: str) -> str:
 def rotary_halves(weight: np.ndarray, heads: int) -> np.ndarray:
     """Reorders the rows `[heads * head_dim, hidden]` of a query or key projection.
 
-    GGUF has the two numbers that rotary embedding turns together side by side; Hugging Face has all first ones, then all
-    second ones, within each head. In the wrong order the model writes fluent nonsense, and nothing fails.
+    GGUF has the two numbers that rotary embedding turns together side by side; Hugging Face has all first ones, then
+    all second ones, within each head. In the wrong order the model writes fluent nonsense, and nothing fails.
     """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
