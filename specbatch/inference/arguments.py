@@ -9,6 +9,16 @@ import ast
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbatch.inference.accelerator import accelerator_available
+
+if TYPE_CHECKING:
+    from specbatch.config import Config
+    from specbatch.target import TargetShape
+
+RESERVED_TOKENS = 6
+"""SGLang keeps so many positions of its context for itself."""
 
 _SPECULATION = "the engine captures hidden states without a draft, and `evaluate` sets speculation itself"
 _ONE_RANK_HAS_ALL_ROWS = "each tensor-parallel rank must hold all rows of a prefill: remove it"
@@ -121,3 +131,44 @@ def sglang_argument_names() -> frozenset[str]:
                     if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
                 )
     return frozenset(name for name in names if not name.startswith("_"))
+
+
+def engine_arguments(config: Config, target: TargetShape) -> dict[str, Any]:
+    """What a capturing engine of a run is started with, by SGLang's names; ``inference.sglang`` wins."""
+    arguments: dict[str, Any] = {
+        "model_path": str(target.path),
+        "dtype": config.target.dtype,
+        "trust_remote_code": config.target.trust_remote_code,
+        "tp_size": config.inference.tensor_parallel,
+    }
+    if config.inference.deterministic:
+        # Where a prefill is cut, and so its last bits, would depend on the others in its batch.
+        arguments["chunked_prefill_size"] = -1
+    if _longer_than_target(config, target):
+        arguments["context_length"] = _longest(config) + RESERVED_TOKENS
+    if not accelerator_available():
+        arguments["max_total_tokens"] = max(
+            4096, config.inference.packs_in_flight * config.training.tokens_per_pack + 1024
+        )
+    return arguments | config.inference.sglang
+
+
+def engine_environment(config: Config, target: TargetShape) -> dict[str, str]:
+    """Variables that go with `engine_arguments`."""
+    return {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"} if _longer_than_target(config, target) else {}
+
+
+def most_tokens(config: Config, target: TargetShape) -> int:
+    """Tokens of the longest request that the engine takes."""
+    context = int(engine_arguments(config, target).get("context_length") or target.max_positions)
+    return context - RESERVED_TOKENS
+
+
+def _longest(config: Config) -> int:
+    """Of a sample's last token nothing is ever wanted."""
+    return config.data.max_tokens - 1
+
+
+def _longer_than_target(config: Config, target: TargetShape) -> bool:
+    """Whether samples fill the target's context so far that SGLang's reserve has to lie beyond it."""
+    return _longest(config) + RESERVED_TOKENS > target.max_positions

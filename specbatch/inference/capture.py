@@ -165,7 +165,10 @@ class PrefillRows:
             return f"SGLang gave it up: {ended.to_json()['message']}"
         if request.is_retracted:
             return "SGLang put it back into its queue"
-        if len(request.origin_input_ids) != piece.order.tokens or digest(request.origin_input_ids) != piece.order.digest:
+        if (
+            len(request.origin_input_ids) != piece.order.tokens
+            or digest(request.origin_input_ids) != piece.order.digest
+        ):
             return "SGLang ran other tokens than were sent"
         for name, count in piece.rows.items():
             first = self.starts[index][name]

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import queue
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import zmq
 
 from specbatch.dispatch.messages import Fault
-from specbatch.errors import RunError
 from specbatch.inference.orders import (
     ORDER_KEY,
     PROBE,
@@ -30,7 +28,7 @@ from specbatch.inference.orders import (
     Settings,
     new_order,
 )
-from specbatch.inference.server import RequestRefused, ServerDied, ServerSilent, SGLangServer
+from specbatch.inference.server import EngineError, RequestRefused, ServerDied, ServerSilent, SGLangServer
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +56,7 @@ class CapturingServer:
         settings: Settings,
         *,
         aux_layers: Sequence[int],
+        environment: Mapping[str, str] | None = None,
         threads: int | None = None,
         requests: int = 2,
         start_timeout_s: float = 900.0,
@@ -73,7 +72,7 @@ class CapturingServer:
         self.server = SGLangServer(
             {**arguments, **capture_arguments(aux_layers)},
             log,
-            {SETTINGS_VARIABLE: str(settings_path)},
+            {**(environment or {}), SETTINGS_VARIABLE: str(settings_path)},
             threads,
             start_timeout_s=start_timeout_s,
         )
@@ -159,7 +158,7 @@ class CapturingServer:
         """Show that the plugin is there and captures what was asked for.
 
         Raises:
-            RunError: if it does not.
+            EngineError: if it does not.
         """
         tokens = np.arange(PROBE_TOKENS) + 1
         rows = {name: np.arange(PROBE_TOKENS) for name in self.settings.widths}
@@ -167,8 +166,9 @@ class CapturingServer:
         results = self.results(PROBE_TIMEOUT_S)
         if results and isinstance(results[0], Captured):
             return
-        why = results[0].why if results else f"the plugin said nothing for {PROBE_TIMEOUT_S:g} s"
-        raise RunError(
+        why = next((result.why for result in results if isinstance(result, NotCaptured)), None)
+        why = why or f"the plugin said nothing for {PROBE_TIMEOUT_S:g} s"
+        raise EngineError(
             f"the engine does not capture hidden states: {why}; its log {self.server.log} ends:\n"
             f"{self.server.log_tail()}"
         )

@@ -6,8 +6,6 @@ when its owner leaves the context or dies. It writes to a log file of its own.
 
 from __future__ import annotations
 
-import functools
-import glob
 import json
 import logging
 import os
@@ -24,6 +22,7 @@ from typing import Any
 import requests
 
 from specbatch.errors import RunError
+from specbatch.inference.accelerator import accelerator_available
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ READY_POLL_S = 0.25
 STARTS = 3
 """How often another port is tried when somebody took the one that was free."""
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-DEVICE_NODES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg", "/dev/dri/renderD*", "/dev/davinci[0-9]*", "/dev/accel*")
 CPU_ARGUMENTS: dict[str, Any] = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -42,25 +40,20 @@ CPU_ARGUMENTS: dict[str, Any] = {
 }
 
 
-class ServerDied(RunError):
+class EngineError(RunError):
+    """An engine broke, and may be started again."""
+
+
+class ServerDied(EngineError):
     """The server's process ended."""
 
 
-class ServerSilent(RunError):
+class ServerSilent(EngineError):
     """The server did not answer in time."""
 
 
 class RequestRefused(Exception):
     """The server answered a request with an error: its status and text."""
-
-
-@functools.cache
-def accelerator_available() -> bool:
-    """Whether torch can use a GPU or the like on this machine; asked in a child, so that torch is not loaded here."""
-    if not any(glob.glob(pattern) for pattern in DEVICE_NODES):
-        return False
-    ask = "import sys, torch; sys.exit(not torch.accelerator.is_available())"
-    return subprocess.run([sys.executable, "-c", ask], check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 class SGLangServer:
