@@ -1,0 +1,54 @@
+"""The target's tokenizer: loaded, measured, and identified by everything that it is made from."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
+from specbatch.config import Config
+from specbatch.errors import UserError
+from specbatch.rundir import read_json
+from specbatch.target import locate
+
+_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".vocab", ".py")
+"""Of files that a tokenizer may be made from, remote code included."""
+
+
+def load_tokenizer(config: Config) -> Any:
+    """The target's tokenizer, of transformers.
+
+    Raises:
+        UserError: if it is not there or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder, trusted = locate(config.target.path), config.target.trust_remote_code
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"target.path: the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def tokenizer_size(tokenizer: Any) -> int:
+    """How many ids there are, from 0 to the highest that the tokenizer knows."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_fingerprint(config: Config) -> str:
+    """Hash of all files from which the tokenizer and its chat template are made, and of who reads them."""
+    root, digest = locate(config.target.path), hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in _SUFFIXES and p.is_file()):
+        if path.name.endswith(".index.json"):
+            continue
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    libraries = [f"{name} {version(name)}" for name in ("transformers", "tokenizers", "jinja2")]
+    digest.update(f"{config.target.trust_remote_code} {libraries}".encode())
+    return digest.hexdigest()
+
+
+def end_ids(config: Config) -> tuple[int, ...]:
+    """Ids at which the target stops, as its generation settings name them."""
+    value = (read_json(locate(config.target.path) / "generation_config.json") or {}).get("eos_token_id")
+    return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
