@@ -224,7 +224,20 @@ class Report(Reply, frozen=True):
     lost: int
     failed: int
     void: tuple[tuple[PackId, str], ...]
+    error: str = ""
+    """Why the run can never go on like this; empty if it can."""
 
 
 AnyRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status
 AnyReply = Claims | Beat | Packs | Go | Done | Refused | Report
+
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""Longer messages are refused; a manifest takes some 80 bytes a chunk."""
+
+encode = msgspec.msgpack.Encoder().encode
+"""Any request or reply as it goes over the wire."""
+decode_request = msgspec.msgpack.Decoder(AnyRequest).decode
+"""Validated; raises `msgspec.DecodeError`."""
+decode_reply = msgspec.msgpack.Decoder(AnyReply).decode
+"""Validated; raises `msgspec.DecodeError`."""

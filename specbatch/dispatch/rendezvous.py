@@ -52,7 +52,13 @@ class Keys(msgspec.Struct, frozen=True):
     def new(cls) -> Keys:
         """Fresh random keys."""
         server, client = zmq.curve_keypair(), zmq.curve_keypair()
-        return cls(*(key.decode() for key in (*server, *client)), checksum_seed=secrets.randbits(64))
+        return cls(
+            server_public=server[0].decode(),
+            server_secret=server[1].decode(),
+            client_public=client[0].decode(),
+            client_secret=client[1].decode(),
+            checksum_seed=secrets.randbits(64),
+        )
 
 
 def publish(path: Path, rendezvous: Rendezvous) -> None:

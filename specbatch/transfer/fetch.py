@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from specbatch.manifest import Manifest
-from specbatch.transfer.store import StoreClient
+from specbatch.manifest import Manifest, object_key
+from specbatch.transfer.layout import Destination, Read, reads
+from specbatch.transfer.store import StoreClient, checksum, memory
+
+__all__ = ["Destination", "Lost", "problems", "read_pack", "remove_pack"]
+
+BATCH_BYTES = 64 << 20
+"""Got in one call, so that a call's deadline is about so many bytes and not about a whole pack of any size."""
 
 
 class Lost(Exception):
-    """A pack is not in the store, or not what its manifest says: report it with `Client.lost`."""
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where all rows of one tensor of one sample go: bfloat16, one after the other."""
-
-    sample: int
-    tensor: str
-    rows: int
-    pointer: int
-    """Address of ``rows * width * 2`` registered bytes."""
+    """A pack is not in the store, or not what its manifest says: to be reported, and computed again."""
 
 
 def read_pack(
@@ -41,12 +35,50 @@ def read_pack(
         seed: ``checksum_seed`` of the rendezvous.
 
     Raises:
-        Lost: rows are missing, or have another length or checksum than the manifest says; the memory's content is undefined.
-        StoreError: the store can't be reached.
+        Lost: rows are missing, or have another length or checksum than the manifest says; what the memory
+            holds then is undefined. An unreachable store is no other case: the head sees to that.
     """
-    raise NotImplementedError
+    laid = reads(run, attempt, manifest, destinations, widths)
+    if isinstance(laid, str):
+        raise Lost(laid)
+    if wrong := problems(client, laid, seed):
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise Lost(wrong[0] + more)
+
+
+def problems(client: StoreClient, laid: Sequence[Read], seed: int) -> list[str]:
+    """Get objects into memory.
+
+    Returns:
+        a sentence for each that is not there or not what was stored; empty if all is well.
+    """
+    found: list[str] = []
+    for batch in _batches(laid):
+        answers = client.get([r.key for r in batch], [r.pointer for r in batch], [r.bytes for r in batch])
+        for read, problem in zip(batch, answers, strict=True):
+            if problem is None and checksum(memory(read.pointer, read.bytes), seed) != read.checksum:
+                problem = "its bytes are not those that were stored"
+            if problem is not None:
+                found.append(f"object {read.key}: {problem}")
+    return found
 
 
 def remove_pack(client: StoreClient, run: str, attempt: int, manifest: Manifest) -> None:
-    """Remove the objects of a trained pack."""
-    raise NotImplementedError
+    """Remove the objects of a trained pack.
+
+    Raises:
+        StoreError: if the store can't be reached.
+    """
+    client.remove([object_key(run, attempt, manifest, chunk) for chunk in manifest.chunks])
+
+
+def _batches(laid: Sequence[Read]) -> list[list[Read]]:
+    batches: list[list[Read]] = []
+    room = 0
+    for read in laid:
+        if not batches or read.bytes > room:
+            batches.append([])
+            room = BATCH_BYTES
+        batches[-1].append(read)
+        room -= read.bytes
+    return batches

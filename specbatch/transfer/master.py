@@ -59,7 +59,7 @@ class Master:
     def __init__(self, host: str, log_path: Path) -> None:
         self.host = host
         self.log_path = log_path
-        self.port = 0
+        self.rpc_port = 0
         self.metrics_port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -71,7 +71,7 @@ class Master:
         try:
             for _ in range(TRIES):
                 if self._start(binary):
-                    log.info("store master listens host=%s port=%d pid=%d", self.host, self.port, self.pid)
+                    log.info("store master listens host=%s port=%d pid=%d", self.host, self.rpc_port, self.pid)
                     return self
         except BaseException:
             self.__exit__(None, None, None)
@@ -111,10 +111,10 @@ class Master:
 
     def _start(self, binary: Path) -> bool:
         """Start on two free ports; False if it ended at once, as it does when somebody took one meanwhile."""
-        self.port, self.metrics_port = _free_ports(self.host, 2)
+        self.rpc_port, self.metrics_port = _free_ports(self.host, 2)
         flags = {
             "rpc_address": self.host,
-            "rpc_port": self.port,
+            "rpc_port": self.rpc_port,
             "metrics_host": self.host,
             "metrics_port": self.metrics_port,
             "logtostderr": "true",

@@ -1,0 +1,264 @@
+"""The dispatcher's server: one thread between the sockets and the state machine.
+
+Only holders of the attempt's client key get in (CURVE), so a component of another attempt is refused before it
+says a word. Requests without an answer yet are held back and answered on the next change, or after `LONG_POLL_S`.
+What may take long, removing garbage from the store, has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Protocol
+
+import msgspec
+import zmq
+from zmq.utils import z85
+
+from specbatch.dispatch.messages import (
+    LONG_POLL_S,
+    MAX_MESSAGE_BYTES,
+    AnyReply,
+    AnyRequest,
+    Claim,
+    Drain,
+    Refused,
+    Report,
+    decode_request,
+    encode,
+)
+from specbatch.dispatch.rendezvous import Keys
+from specbatch.dispatch.state import Dispatcher
+from specbatch.manifest import PackId, claim_prefix
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+BATCH = 256
+"""Most messages that are read before those held back are looked at again."""
+REMOVE_TRIES = 5
+
+
+class WriteEvent(Protocol):
+    """Takes note of something that happened; called in the server's thread, and must not block for long."""
+
+    def __call__(self, event: str, /, **facts: object) -> None: ...
+
+
+@dataclass(slots=True)
+class _Held:
+    """A request without an answer yet."""
+
+    envelope: list[bytes]
+    request: AnyRequest
+    until: float
+
+
+class Server:
+    """Serves a dispatcher until it is stopped; a context manager.
+
+    The port is bound when it is made, and answered on once it is entered or started.
+
+    Args:
+        keys: of the attempt.
+        host: address to listen on; only it is bound.
+        run: the run's id, the first part of the keys in the store.
+        event: gets every event's name and facts.
+        remove_prefix: removes objects from the store by the beginning of their keys; may block and raise.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        keys: Keys,
+        host: str,
+        *,
+        run: str,
+        attempt: int,
+        event: WriteEvent,
+        remove_prefix: Callable[[str], object],
+    ) -> None:
+        self._dispatcher, self._event, self._remove_prefix = dispatcher, event, remove_prefix
+        self._run_id, self._attempt = run, attempt
+        self._allowed = z85.decode(keys.client_public)
+        self._context = zmq.Context()
+        self._door = self._context.socket(zmq.REP)
+        self._door.bind("inproc://zeromq.zap.01")
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.curve_server = True
+        self._socket.curve_secretkey = keys.server_secret.encode()
+        self._socket.zap_domain = b"specbatch"
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.port = self._socket.bind_to_random_port(f"tcp://{host}")
+        self._lock = threading.Lock()
+        self._drains: SimpleQueue[str] = SimpleQueue()
+        self._garbage: SimpleQueue[tuple[PackId, int | None] | None] = SimpleQueue()
+        self._held: dict[object, _Held] = {}
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self.refused_messages = 0
+        """Messages that were no request."""
+        self.refused_peers = 0
+        """Connections with another key than the attempt's."""
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._threads = [
+            threading.Thread(target=self._serve, name="dispatcher", daemon=True),
+            threading.Thread(target=self._remove_garbage, name="garbage", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Answer nobody any more."""
+        self._stop.set()
+        self._garbage.put(None)
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self._context.destroy(linger=0)
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def report(self) -> Report:
+        """The state of all.
+
+        Raises:
+            RuntimeError: if the server's thread ended by an error, which is a defect.
+        """
+        if self._failure is not None:
+            raise RuntimeError("the dispatcher's thread ended") from self._failure
+        with self._lock:
+            return self._dispatcher.report(time.monotonic())
+
+    def drain(self, why: str) -> None:
+        """End the attempt at the next step's boundary; can be called in a signal handler."""
+        self._drains.put(why)
+
+    def _serve(self) -> None:
+        try:
+            self._answer_until_stopped()
+        except BaseException as error:  # shown to whoever asks for a report
+            self._failure = error
+            log.exception("dispatcher ended by an error")
+
+    def _answer_until_stopped(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._door, zmq.POLLIN)
+        version, ticked = -1, 0.0
+        while not self._stop.is_set():
+            ready = dict(poller.poll(int(TICK_S * 1000)))
+            if self._door in ready:
+                self._let_in()
+            with self._lock:
+                now = time.monotonic()
+                if self._socket in ready:
+                    self._read(now)
+                self._heed_drains(now)
+                due = now - ticked >= TICK_S
+                if due:
+                    self._dispatcher.tick(now)
+                    ticked = now
+                if due or self._dispatcher.version != version:
+                    version = self._dispatcher.version
+                    self._look_again(now)
+                events, garbage = self._dispatcher.take_events(), self._dispatcher.take_garbage()
+            for name, facts in events:
+                self._event(name, **facts)
+            for item in garbage:
+                self._garbage.put(item)
+
+    def _let_in(self) -> None:
+        """Answer libzmq's question who may connect (RFC 27, ZAP)."""
+        version, request_id, _domain, address, _identity, mechanism, *credentials = self._door.recv_multipart()
+        known = mechanism == b"CURVE" and credentials == [self._allowed]
+        if not known:
+            self.refused_peers += 1
+            log.warning("refused a connection with another attempt's key address=%s", address.decode(errors="replace"))
+        verdict = (b"200", b"OK") if known else (b"400", b"not a key of this attempt")
+        self._door.send_multipart([version, request_id, *verdict, b"", b""])
+
+    def _read(self, now: float) -> None:
+        for _ in range(BATCH):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            envelope, data = frames[:-1], frames[-1]
+            try:
+                if len(data) > MAX_MESSAGE_BYTES:
+                    raise msgspec.DecodeError(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
+                request: AnyRequest = decode_request(data)
+            except msgspec.DecodeError as error:
+                self.refused_messages += 1
+                log.warning("refused a message that is no request why=%s", error)
+                self._send(envelope, Refused(f"not a request: {error}"))
+                continue
+            self._handle(_Held(envelope, request, now + LONG_POLL_S), now)
+
+    def _handle(self, held: _Held, now: float) -> None:
+        if isinstance(held.request, Claim):
+            # A claim that is sent again takes the place of the first: what would be granted to that one is
+            # granted to nobody.
+            key: object = held.request.engine
+        else:
+            key = tuple(held.envelope)
+        self._held.pop(key, None)
+        reply = self._dispatcher.handle(held.request, now)
+        if reply is None:
+            self._held[key] = held
+        else:
+            self._send(held.envelope, reply)
+
+    def _look_again(self, now: float) -> None:
+        for key, held in list(self._held.items()):
+            reply = self._dispatcher.handle(held.request, now, last=now >= held.until)
+            if reply is not None:
+                del self._held[key]
+                self._send(held.envelope, reply)
+
+    def _send(self, envelope: list[bytes], reply: AnyReply) -> None:
+        try:
+            self._socket.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
+        except zmq.Again:
+            log.warning("a reply could not be sent; its receiver will ask again")
+
+    def _heed_drains(self, now: float) -> None:
+        while True:
+            try:
+                why = self._drains.get_nowait()
+            except Empty:
+                return
+            self._dispatcher.handle(Drain(why), now)
+
+    def _remove_garbage(self) -> None:
+        """Remove what nobody needs; what can't be removed now is tried again a little later."""
+        while (item := self._garbage.get()) is not None:
+            pack, claim = item
+            prefix = claim_prefix(self._run_id, self._attempt, pack, claim or 0)
+            if claim is None:
+                prefix = prefix.removesuffix("0/")
+            for tries in range(1, REMOVE_TRIES + 1):
+                try:
+                    self._remove_prefix(prefix)
+                    break
+                except Exception as error:  # the store's, of any kind: garbage must never end the run
+                    log.warning("garbage not removed prefix=%s tries=%d why=%s", prefix, tries, error)
+                    if self._stop.wait(tries):
+                        return

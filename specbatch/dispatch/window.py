@@ -1,0 +1,239 @@
+"""The window: the packs from the last trained step forward, as far as the store has room. Pure.
+
+Packs enter in plan order and leave with their step. A pack that entered keeps its bytes reserved until it
+leaves, whatever happens to it in between, so what is reserved never exceeds what the store can hold.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from specbatch.manifest import Manifest, PackId
+from specbatch.plan import Plan
+
+
+class State(enum.Enum):
+    """Of a pack in the window."""
+
+    FREE = "free"
+    CLAIMED = "claimed"
+    STORED = "stored"
+    VOID = "void"
+
+
+@dataclass(slots=True)
+class Entry:
+    """A pack in the window."""
+
+    id: PackId
+    step: int
+    rank: int
+    """Who will train it."""
+    bytes: int
+    state: State = State.FREE
+    claim: int = 0
+    """The claim that computes it or stored it."""
+    engine: str = ""
+    since_s: float = 0.0
+    """When it was claimed."""
+    manifest: Manifest | None = None
+    not_before_s: float = 0.0
+    """It is not handed out earlier."""
+    avoid: dict[str, float] = field(default_factory=dict)
+    """Engines that another one is preferred to, and until when."""
+    suspect: bool = False
+    """Objects of dead claims may lie in the store."""
+
+
+class Window:
+    """Which packs are in play, and which of them can be handed out.
+
+    Args:
+        steps: last step to be trained, of the plan's.
+        bytes_of: what the pack at ``(epoch, index)`` with these samples will occupy in the store.
+        void: packs that train as zero, and why; owned by the caller, who may add to it.
+        new_claim: gives numbers for the packs that need no engine.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        steps: int,
+        bytes_of: Callable[..., int],
+        void: dict[PackId, str],
+        new_claim: Callable[[], int],
+    ) -> None:
+        self._plan, self.steps, self._bytes_of = plan, steps, bytes_of
+        self._void, self._new_claim = void, new_claim
+        self.step = 0
+        """The last step that all ranks trained."""
+        self.capacity = self.budget = self.reserved = 0
+        self.error = ""
+        """Why the next step can never be stored."""
+        self.entries: dict[PackId, Entry] = {}
+        self._ranks = 0
+        self._admitted: deque[Entry] = deque()
+        self._ahead: deque[Entry] = deque()
+        self._ahead_step = 0
+        self._free: list[PackId] = []
+        self._ready: dict[int, int] = {}
+
+    def restart(self, step: int, ranks: int, capacity: int) -> list[Entry]:
+        """Begin anew after ``step``, with ``capacity`` bytes; nothing is handed out while ``ranks`` is 0.
+
+        Returns:
+            the entries that were in the window.
+        """
+        dropped = list(self._admitted)
+        self.step = self._ahead_step = step
+        self._ranks, self.capacity, self.budget, self.reserved, self.error = ranks, capacity, capacity, 0, ""
+        self.entries.clear()
+        self._admitted.clear()
+        self._ahead.clear()
+        self._free.clear()
+        self._ready.clear()
+        return dropped
+
+    def extend(self, more: int) -> int:
+        """Let packs enter: those of the next step in any case, and ``more`` free ones within the budget.
+
+        Returns:
+            how many packs entered that can be handed out.
+        """
+        entered = 0
+        while self._ranks and (self._ahead or self._ahead_step < self.steps):
+            if not self._ahead and not self._look_ahead():
+                break
+            entry = self._ahead[0]
+            if entry.step > self.step + 1 and (entered >= more or self.reserved + entry.bytes > self.budget):
+                break
+            self._enter(self._ahead.popleft())
+            entered += entry.state is State.FREE
+        return entered
+
+    def take(self, most: int, last_step: int, usable: Callable[[Entry], bool]) -> list[Entry]:
+        """Free packs in plan order, of steps up to ``last_step``, that are ``usable``."""
+        taken: list[Entry] = []
+        passed: list[PackId] = []
+        while self._free and len(taken) < most:
+            pack = heapq.heappop(self._free)
+            entry = self.entries.get(pack)
+            if entry is None or entry.state is not State.FREE or (taken and entry is taken[-1]):
+                continue
+            if entry.step > last_step:
+                passed.append(pack)
+                break
+            if usable(entry):
+                taken.append(entry)
+            elif not passed or passed[-1] != pack:
+                passed.append(pack)
+        for pack in passed:
+            heapq.heappush(self._free, pack)
+        return taken
+
+    def claim(self, entry: Entry, claim: int, engine: str, now: float) -> None:
+        """Hand a free pack out."""
+        entry.state, entry.claim, entry.engine, entry.since_s = State.CLAIMED, claim, engine, now
+
+    def store(self, entry: Entry, manifest: Manifest) -> None:
+        """Its claim put it into the store."""
+        entry.state, entry.manifest = State.STORED, manifest
+        self._ready[entry.step] += 1
+
+    def free(self, entry: Entry) -> None:
+        """Back to be handed out; in plan order it comes before all that were never claimed."""
+        if entry.state is State.STORED:
+            self._ready[entry.step] -= 1
+        entry.state, entry.manifest, entry.claim, entry.engine = State.FREE, None, 0, ""
+        entry.suspect = True
+        heapq.heappush(self._free, entry.id)
+
+    def void(self, entry: Entry) -> None:
+        """No engine can compute it."""
+        entry.state, entry.manifest, entry.claim, entry.engine = State.VOID, None, 0, ""
+        self._ready[entry.step] += 1
+
+    def complete(self, step: int) -> bool:
+        """Whether all packs of a step are stored or void."""
+        return self._ready.get(step, 0) == self._plan.packs_per_step
+
+    def leave(self) -> list[Entry]:
+        """The next step is trained: its packs leave, and are returned."""
+        self.step += 1
+        left: list[Entry] = []
+        while self._admitted and self._admitted[0].step <= self.step:
+            entry = self._admitted.popleft()
+            del self.entries[entry.id]
+            self.reserved -= entry.bytes
+            left.append(entry)
+        self._ready.pop(self.step, None)
+        self.budget = min(self.capacity, self.budget + self.capacity // 100)
+        return left
+
+    def shrink(self, keep_through: int) -> list[Entry]:
+        """The store was full before the budget was used: make do with a tenth less.
+
+        Args:
+            keep_through: packs of steps up to this one stay in any case.
+
+        Returns:
+            the farthest packs, which left the window and will enter it again later; with their old state.
+        """
+        keep_through = max(keep_through, self.step + 1)
+        self.budget = self.budget * 9 // 10
+        left: list[Entry] = []
+        while self.reserved > self.budget and self._admitted and self._admitted[-1].step > keep_through:
+            entry = self._admitted.pop()
+            del self.entries[entry.id]
+            self.reserved -= entry.bytes
+            if entry.state in (State.STORED, State.VOID):
+                self._ready[entry.step] -= 1
+            again = Entry(entry.id, entry.step, entry.rank, entry.bytes, suspect=True, avoid=entry.avoid)
+            self._ahead.appendleft(again)
+            left.append(entry)
+        return left
+
+    def count(self) -> dict[State, int]:
+        """Packs in each state."""
+        counts = dict.fromkeys(State, 0)
+        for entry in self._admitted:
+            counts[entry.state] += 1
+        return counts
+
+    def _enter(self, entry: Entry) -> None:
+        self._admitted.append(entry)
+        self.entries[entry.id] = entry
+        self.reserved += entry.bytes
+        self._ready.setdefault(entry.step, 0)
+        if entry.id in self._void:
+            self.void(entry)
+        elif not entry.bytes:
+            entry.claim = self._new_claim()
+            self.store(entry, Manifest(entry.claim, entry.id, ()))
+        else:
+            heapq.heappush(self._free, entry.id)
+
+    def _look_ahead(self) -> bool:
+        """Work out the packs of the next step; False if the store can't hold them all at once."""
+        step = self._ahead_step + 1
+        rank_of = {pack.id: rank for rank, packs in enumerate(self._plan.assign(step, self._ranks)) for pack in packs}
+        entries = [
+            Entry(pack.id, step, rank_of[pack.id], self._bytes_of(pack) if pack.samples else 0)
+            for pack in self._plan.packs(step)
+        ]
+        needed = sum(entry.bytes for entry in entries)
+        if needed > self.capacity:
+            if step == self.step + 1:
+                self.error = (
+                    f"step {step} needs {needed} bytes in the store at once, and the memory that "
+                    f"{self._ranks} ranks lend it holds {self.capacity}: raise store.bytes_per_rank by a factor of "
+                    f"{needed / max(self.capacity, 1):.2f}, or lower training.packs_per_step"
+                )
+            return False
+        self._ahead_step = step
+        self._ahead.extend(entries)
+        return True
