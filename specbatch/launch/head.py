@@ -49,7 +49,7 @@ def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Se
     """Master and dispatcher, ready, with the rendezvous published."""
     from specbatch.corpus import make_plan, open_corpus, planned_steps
     from specbatch.target import capture_contract, read_target
-    from specbatch.transfer.store import StoreClient
+    from specbatch.transfer.store import StoreClient, usable_bytes
 
     corpus = open_corpus(run_dir)
     plan = make_plan(config, corpus)
@@ -60,6 +60,7 @@ def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Se
         plan,
         steps=planned_steps(config, plan),
         bytes_of=lambda pack: sum(contract.bytes(corpus.sample(i).loss_mask) for i in pack.samples),
+        usable=usable_bytes,
         heartbeat_s=config.inference.heartbeat_s,
     )
     keys = Keys.new()
@@ -78,7 +79,16 @@ def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Se
             checksum_seed=keys.checksum_seed,
         )
         store = StoreClient(rendezvous, config.store)
-        server = Server(dispatcher, keys, host, event=events.write, remove_prefix=store.remove_prefix)
+        server = Server(
+            dispatcher,
+            keys,
+            host,
+            run=rendezvous.run,
+            attempt=attempt,
+            event=events.write,
+            remove_prefix=store.remove_prefix,
+        )
+        rendezvous = msgspec.structs.replace(rendezvous, dispatcher_port=server.port)
         with contextlib.closing(events), contextlib.closing(store), server:
             publish(run_dir.rendezvous(attempt), rendezvous)
             yield server, master
@@ -141,7 +151,7 @@ class _Watch:
             return f"inference: {engines[0].why}"
         if not self.master.alive():
             return f"the store's master died; its log is {self.master.log_path}"
-        return self._stall(report)
+        return report.error or self._stall(report)
 
     def _stall(self, report: Report) -> str:
         """Who waits for whom, if nothing has moved for too long."""
