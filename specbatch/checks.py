@@ -19,7 +19,7 @@ from specbatch.capture import BYTES_PER_VALUE, CaptureContract
 from specbatch.config import Config
 from specbatch.config.rules import Bytes
 from specbatch.errors import UserError
-from specbatch.inference.arguments import refusal, sglang_argument_names
+from specbatch.inference.arguments import BREAKS_CAPTURE, refusal, sglang_argument_names
 from specbatch.target import TargetShape, aux_layers, embedding_name, head_name, read_target, stored_head
 from specbatch.tokens import tokenizer_ids
 
@@ -129,10 +129,12 @@ def _check_sglang(config: Config) -> None:
     for name in config.inference.sglang:
         why = refusal(name, config.inference.deterministic)
         if why:
-            raise UserError(f"inference.sglang.{name}: is not for the configuration: {why}")
+            raise UserError(f"inference.sglang.{name}: can't be set here: {why}")
         if known and name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(name.replace("-", "_"), {*known, *BREAKS_CAPTURE}, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "see `python -m sglang.launch_server --help`"
+            if near and near[0] in BREAKS_CAPTURE:
+                hint = f"if you mean {near[0]}: {BREAKS_CAPTURE[near[0]]}"
             version = importlib.metadata.version("sglang")
             raise UserError(f"inference.sglang.{name}: SGLang {version} has no such argument; {hint}")
 

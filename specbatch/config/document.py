@@ -126,6 +126,9 @@ def text_of(node: yaml.Node | str, hint: Any) -> str:
 
 def unknown(key: str, hints: Mapping[str, Any]) -> str:
     """A sentence about a key that does not exist, with the nearest one that does."""
+    if not any("." in known for known in hints):
+        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.3)
+        return f"{key}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
     section, _, name = key.partition(".")
     sections = list(get_type_hints(Config))
     here = [known for known in hints if known.startswith(f"{section}.")]

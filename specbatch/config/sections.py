@@ -15,6 +15,7 @@ Natural = Annotated[int, at_least(0)]
 Seconds = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
 Beta = Annotated[float, at_least(0), below(1)]
+_SMALLEST_SEGMENT = Bytes(16 << 20)
 _FOUR_GIB = Bytes(4 << 30)
 Place = Annotated[str, NOT_EMPTY, ONE_LINE]
 
@@ -162,7 +163,7 @@ class Store:
     """How they travel."""
     devices: str = ""
     """RDMA devices, as Mooncake names them: `mlx5_0,mlx5_1`. Required for rdma."""
-    bytes_per_rank: Annotated[Bytes, at_least(16 << 20)] = _FOUR_GIB
+    bytes_per_rank: Annotated[Bytes, at_least(_SMALLEST_SEGMENT)] = _FOUR_GIB
     """Host memory that each trainer rank lends the store, as `4GiB` or in bytes."""
 
 
