@@ -1,0 +1,140 @@
+"""Start the trainer ranks of this node, and start them again when one dies: torch's own elastic agent.
+
+A rank that dies takes the others with it: all go on from the newest snapshot, in new processes. That is bounded by
+`training.max_restarts` for as long as no step is trained that had not been trained before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsSpecs
+from torch.distributed.elastic.multiprocessing.api import LogsDest
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from specbatch.config import load_config
+from specbatch.errors import RunError, UserError
+from specbatch.rundir import RunDir
+from specbatch.training import EXIT_FINAL, EXIT_USER
+from specbatch.training.metrics_file import last_step
+from specbatch.training.signals import ask_to_stop, watch
+
+log = logging.getLogger(__name__)
+
+_UNBOUNDED = 1 << 30
+"""Restarts that torch's agent would do; this module counts for itself."""
+_TAIL_LINES = 20
+_MONITOR_S = 0.2
+
+
+def main(run_dir: Path, attempt: int) -> None:
+    """Train with all ranks of this node; returns when training has ended, by its last step or by being stopped.
+
+    Must be called by the main thread. SIGTERM, SIGINT and SIGUSR2 become a request to the dispatcher to stop, and do
+    nothing else: ranks end by themselves once their snapshot is on disk.
+
+    Raises:
+        UserError: what a rank says the user can mend.
+        RunError: a rank can't go on, or died too often; with the end of its log.
+    """
+    paths = RunDir(run_dir)
+    config = load_config(paths.config)
+    watch(lambda number, sender: ask_to_stop(paths.rendezvous(attempt), attempt, f"training got {number.name}"))
+    # torch's agent would end the ranks at a signal. It has to have one of its own: only for "at once".
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    meeting = RendezvousParameters(
+        backend="c10d", endpoint="127.0.0.1:0", run_id=f"attempt-{attempt}", min_nodes=1, max_nodes=1,
+        local_addr="127.0.0.1",
+    )  # fmt: skip
+    spec = WorkerSpec(
+        role="training",
+        local_world_size=config.training.ranks,
+        entrypoint=sys.executable,
+        args=("-m", "specbatch.training.rank", str(run_dir), str(attempt)),
+        rdzv_handler=get_rendezvous_handler(meeting),
+        max_restarts=_UNBOUNDED,
+        monitor_interval=_MONITOR_S,
+        local_addr="127.0.0.1",
+    )
+    agent = Agent(spec, progress=lambda: last_step(paths.metrics), most=config.training.max_restarts)
+    try:
+        result = agent.run()
+    finally:
+        spec.rdzv_handler.shutdown()
+    if result.is_failed():
+        _explain(paths, attempt, result)
+
+
+class Agent(LocalElasticAgent):
+    """Restart the ranks only as long as it helps.
+
+    Args:
+        progress: highest step trained so far.
+        most: restarts without progress.
+    """
+
+    def __init__(self, spec: WorkerSpec, *, progress: Callable[[], int], most: int) -> None:
+        super().__init__(spec, _Inherited())
+        self._progress, self._most = progress, most
+        self._best, self._restarts = progress(), 0
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY) and not self._try_again(result):
+            self._remaining_restarts = 0
+        return result
+
+    def _try_again(self, result: RunResult) -> bool:
+        codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+        reached = self._progress()
+        if reached > self._best:
+            self._best, self._restarts = reached, 0
+        again = self._restarts < self._most and not {EXIT_USER, EXIT_FINAL} & set(codes.values())
+        self._restarts += 1
+        log.warning(
+            "ranks died exit_codes=%s step=%d restart=%s",
+            codes,
+            reached,
+            f"{self._restarts}/{self._most}" if again else "no",
+        )
+        return again
+
+
+class _Inherited(LogsSpecs):
+    """Ranks open their logs by themselves, to append; what they print before goes where the agent prints."""
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        nothing = dict.fromkeys(envs, "")
+        return LogsDest(stdouts=nothing, stderrs=nothing, error_files=nothing)
+
+    @property
+    def root_log_dir(self) -> str:
+        return ""
+
+
+def _explain(paths: RunDir, attempt: int, result: RunResult) -> None:
+    """Raise what made the ranks end, in their own words."""
+    codes = {rank: failure.exitcode for rank, failure in sorted(result.failures.items())}
+    telling: dict[int, Any] = (
+        {rank: code for rank, code in codes.items() if code in (EXIT_USER, EXIT_FINAL)}
+        or {rank: code for rank, code in codes.items() if code != 1}
+        or codes
+    )
+    rank, code = next(iter(telling.items()))
+    path = paths.component_log(attempt, "training", rank)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if code == EXIT_USER:
+        raise UserError(lines[-1])
+    if code == EXIT_FINAL:
+        raise RunError(f"{lines[-1]} ({path})")
+    end = "\n".join(lines[-_TAIL_LINES:])
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+    raise RunError(f"training rank {rank} {how}; the end of {path}:\n{end}")

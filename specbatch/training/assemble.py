@@ -1,0 +1,111 @@
+"""The training of one rank: put together from the run directory, and run to the last snapshot."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+import torch.distributed as dist
+
+from specbatch.training import cpu  # isort: skip  # before any other module of torchtitan
+
+from specbatch.config import Config, load_config
+from specbatch.corpus import Corpus, make_plan, open_corpus, planned_steps
+from specbatch.dispatch.client import Client
+from specbatch.dispatch.rendezvous import wait_for
+from specbatch.plan import Plan
+from specbatch.rundir import RunDir
+from specbatch.target import TargetShape, capture_contract, fingerprint, read_target
+from specbatch.training.drafts.pack import supervised_counts
+from specbatch.training.fetch import Prefetcher
+from specbatch.training.model import model_spec
+from specbatch.training.settings import trainer_config
+from specbatch.training.steps import Steps
+from specbatch.training.trainer import DraftTrainer, Surroundings
+from specbatch.transfer.store import StoreClient
+
+log = logging.getLogger(__name__)
+
+
+def train(run_dir: RunDir, attempt: int) -> None:
+    """Train until the last step, or until the dispatcher says stop. A snapshot is on disk then.
+
+    Raises:
+        UserError: the snapshots in the run directory are of another training.
+        RunError: training can't go on.
+    """
+    config = load_config(run_dir.config)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    corpus = open_corpus(run_dir)
+    plan, target = make_plan(config, corpus), read_target(config.target.path)
+    last_step = planned_steps(config, plan)
+    steps = Steps(
+        plan,
+        corpus,
+        lambda mask: supervised_counts(mask, config.draft.ttt_steps),
+        step_decay=config.draft.step_decay,
+        rank=rank,
+        ranks=ranks,
+    )
+    rendezvous = wait_for(run_dir.rendezvous(attempt), attempt, timeout_s=60.0)
+    client = Client(rendezvous)
+    store = StoreClient(rendezvous, config.store, segment_bytes=config.store.bytes_per_rank)
+    prefetcher = Prefetcher(
+        client,
+        store,
+        rendezvous,
+        rank=rank,
+        steps=steps,
+        corpus=corpus,
+        contract=capture_contract(config, target),
+        tokens_per_pack=config.training.tokens_per_pack,
+        ahead=config.training.prefetch_steps,
+        last_step=last_step,
+        device=cpu.local_device(),
+    )
+    settings = trainer_config(
+        config,
+        run_dir,
+        model_spec(config, target, corpus),
+        steps,
+        corpus,
+        last_step=last_step,
+        facts=snapshot_facts(config, plan, target, corpus),
+    )
+    trainer: DraftTrainer = settings.build(
+        surroundings=Surroundings(
+            client=client,
+            prefetcher=prefetcher,
+            steps=steps,
+            segment=store.segment,
+            segment_bytes=config.store.bytes_per_rank,
+            generation=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            metrics=run_dir.metrics,
+            step_decay=config.draft.step_decay,
+        )
+    )
+    trainer.train()
+    trainer.close()
+    log.info("left step=%d of=%d why=%s", trainer.step, last_step, trainer.stopped or "all steps are trained")
+    dist.destroy_process_group()
+
+
+def snapshot_facts(config: Config, plan: Plan, target: TargetShape, corpus: Corpus) -> dict[str, object]:
+    """What must be the same where training goes on: everything that the data position and the weights mean."""
+    draft = config.draft
+    return {
+        "plan": plan.fingerprint,
+        "corpus": corpus.fingerprint,
+        "target": fingerprint(target),
+        "draft": {
+            "algorithm": draft.algorithm,
+            "ttt_steps": draft.ttt_steps,
+            "step_decay": draft.step_decay,
+            "vocab_size": draft.vocab_size,
+            "aux_layers": list(capture_contract(config, target).aux_layers),
+            "intermediate_size": draft.intermediate_size or target.intermediate,
+        },
+    }

@@ -1,0 +1,124 @@
+"""Host memory that packs are fetched into: registered with the store once, and used again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specbatch.capture import BYTES_PER_VALUE, CaptureContract
+from specbatch.plan import Pack
+from specbatch.training.drafts.pack import PackTensors
+from specbatch.transfer.fetch import Destination
+
+if TYPE_CHECKING:
+    from specbatch.corpus import Corpus
+
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class PackRows:
+    """The tokens of a pack, and how many rows of each tensor its samples have in the store."""
+
+    input_ids: np.ndarray
+    """int64 ``[tokens]``."""
+    loss_mask: np.ndarray
+    """bool ``[tokens]``."""
+    lengths: tuple[int, ...]
+    rows: tuple[tuple[int, str, int], ...]
+    """Sample, tensor, rows: tensor by tensor, and in each the samples in the pack's order; none without rows."""
+
+    @classmethod
+    def of(cls, pack: Pack, corpus: Corpus, contract: CaptureContract) -> PackRows:
+        """Read a pack's samples from the corpus."""
+        samples = [corpus.sample(index) for index in pack.samples]
+        chosen = [contract.rows(sample.loss_mask) for sample in samples]
+        rows = [
+            (index, tensor, int(found[tensor].size))
+            for tensor in contract.widths
+            for index, found in zip(pack.samples, chosen, strict=True)
+            if found[tensor].size
+        ]
+        return cls(
+            np.concatenate([np.empty(0, np.int64), *(sample.input_ids for sample in samples)]).astype(np.int64),
+            np.concatenate([np.empty(0, bool), *(sample.loss_mask for sample in samples)]).astype(bool),
+            tuple(len(sample.input_ids) for sample in samples),
+            tuple(rows),
+        )
+
+    def count(self, tensor: str) -> int:
+        """Rows of a tensor, of all samples."""
+        return sum(rows for _, name, rows in self.rows if name == tensor)
+
+    def tensors(self, aux: Tensor, last: Tensor, device: torch.device) -> PackTensors:
+        """What the draft reads. The mask stays on the host, where it is read."""
+        ids = torch.from_numpy(self.input_ids).to(device, non_blocking=True)
+        return PackTensors(ids, torch.from_numpy(self.loss_mask), self.lengths, aux, last)
+
+    def without_loss(self, contract: CaptureContract, device: torch.device) -> PackTensors:
+        """What the draft reads of a pack that trains as zero: no sample, no row."""
+        empty = {
+            name: torch.empty(0, width, dtype=torch.bfloat16, device=device) for name, width in contract.widths.items()
+        }
+        return PackTensors(
+            torch.empty(0, dtype=torch.int64, device=device),
+            torch.empty(0, dtype=torch.bool),
+            (),
+            empty["aux"],
+            empty["last"],
+        )
+
+
+class Buffer:
+    """Memory for the rows of one pack at a time.
+
+    Args:
+        memory: uint8, one-dimensional, on the host.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.uploaded: torch.Event | None = None
+        """Recorded once what is in the memory has been copied to the device."""
+
+    def place(self, rows: PackRows, widths: dict[str, int]) -> tuple[list[Destination], dict[str, Tensor]]:
+        """Lay a pack out.
+
+        Returns:
+            where each sample's rows go, and bfloat16 views ``[rows, width]`` of what will be there.
+        """
+        destinations: list[Destination] = []
+        views: dict[str, Tensor] = {}
+        at = 0
+        for tensor, width in widths.items():
+            total = rows.count(tensor)
+            end = at + BYTES_PER_VALUE * width * total
+            views[tensor] = self.memory[at:end].view(torch.bfloat16).view(total, width)
+            pointer = self.memory.data_ptr() + at
+            for sample, name, count in rows.rows:
+                if name == tensor:
+                    destinations.append(Destination(sample, tensor, count, pointer))
+                    pointer += BYTES_PER_VALUE * width * count
+            at = _aligned(end)
+        return destinations, views
+
+
+def make_buffers(
+    count: int, tokens_per_pack: int, widths: dict[str, int], *, pinned: bool
+) -> tuple[Tensor, list[Buffer]]:
+    """Memory for so many packs of at most so many tokens, and its parts.
+
+    Args:
+        pinned: whether a device copies from it.
+    """
+    size = sum(_aligned(BYTES_PER_VALUE * width * tokens_per_pack) for width in widths.values())
+    memory = torch.empty(count * size, dtype=torch.uint8, pin_memory=pinned)
+    return memory, [Buffer(part) for part in memory.split(size)]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN

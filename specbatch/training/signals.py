@@ -1,0 +1,56 @@
+"""Signals of a trainer process: a thread waits for them, so that a blocked main thread can't hold them up."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from specbatch.errors import RunError
+
+log = logging.getLogger(__name__)
+
+DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""What Slurm, submitit and terminals send before they kill."""
+_PR_SET_PDEATHSIG = 1
+
+
+def watch(tell: Callable[[signal.Signals, int], None]) -> None:
+    """Call ``tell`` with the number and the sender's process id of each signal in `DRAINING`.
+
+    Must be called by the main thread before any other thread is started: threads inherit what they must not hear.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, DRAINING)
+
+    def listen() -> None:
+        while True:
+            info = signal.sigwaitinfo(DRAINING)
+            tell(signal.Signals(info.si_signo), info.si_pid)
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+
+
+def ask_to_stop(rendezvous: Path, attempt: int, why: str) -> None:
+    """Tell the dispatcher that the attempt should end at the next step's boundary. All else follows from that."""
+    from specbatch.dispatch.client import Client
+    from specbatch.dispatch.rendezvous import wait_for
+
+    try:
+        client = Client(wait_for(rendezvous, attempt, timeout_s=30.0))
+        client.drain(why)
+        client.close()
+        log.info("asked to stop why=%s", why)
+    except RunError as error:
+        log.error("could not ask the dispatcher to stop why=%s error=%s", why, error)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the agent that started it is gone, however that came."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

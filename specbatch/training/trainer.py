@@ -1,0 +1,164 @@
+"""torchtitan's trainer, with what is different here: packs come when their turn comes, the dispatcher says
+whether a step may begin, and every step is reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchtitan.trainer import Trainer
+
+from specbatch.dispatch.client import Client
+from specbatch.dispatch.messages import Phase
+from specbatch.errors import RunError
+from specbatch.training.dataloader import Turn
+from specbatch.training.fetch import Prefetcher
+from specbatch.training.metrics import StepSums, UnrolledLoss, gather, metrics_line
+from specbatch.training.metrics_file import MetricsFile
+from specbatch.training.steps import Steps
+
+log = logging.getLogger(__name__)
+
+
+class NotFiniteError(RunError):
+    """A step gave a loss or a gradient that is no number. It would again."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a rank is connected to."""
+
+    client: Client
+    prefetcher: Prefetcher
+    steps: Steps
+    segment: str
+    """Name of the memory that this rank lends the store."""
+    segment_bytes: int
+    generation: int
+    """How often the ranks were started."""
+    metrics: Path
+    step_decay: float
+
+
+class DraftTrainer(Trainer):
+    """One rank."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Trainer.Config):
+        pass
+
+    loss_fn: UnrolledLoss
+
+    def __init__(self, config: Config, *, surroundings: Surroundings) -> None:
+        super().__init__(config)
+        self._around = surroundings
+        self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        self._joined = False
+        self._metrics: MetricsFile | None = None
+        self._sums: StepSums | None = None
+        self._step_ended = 0.0
+        self._waited_s = 0.0
+        self.stopped: str | None = None
+        """Why training ended before its last step."""
+
+    def should_continue_training(self) -> bool:
+        """Ask to begin the next step. Where the answer is to stop, save what is trained and leave."""
+        if not self._joined:
+            self._join()
+        if not super().should_continue_training():
+            return False
+        begun = time.perf_counter()
+        while True:
+            answer = self._around.client.begin(self._rank, self.step + 1)
+            if answer.go:
+                self._waited_s += time.perf_counter() - begun
+                return True
+            if answer.phase is Phase.STOP:
+                break
+        log.info("stopping step=%d why=%s", self.step, answer.why)
+        self.stopped = answer.why or "asked to stop"
+        if self.step:
+            self.checkpointer.save(self.step, last_step=True)
+        return False
+
+    def train_step(self, data_iterator: Iterator[tuple[dict[str, Any], Tensor]]) -> None:
+        """Train a step, report it, and give its packs back to the store."""
+        self.loss_fn.packs.clear()
+        super().train_step(data_iterator)
+        sums, facts = self._sums, self._around.steps.facts(self.step)
+        assert sums is not None
+        grad_norm = self.metrics_processor.grad_norm
+        if not torch.isfinite(torch.tensor(grad_norm)):
+            samples = self._of_all_ranks([sample for pack in facts.packs for sample in pack.samples])
+            raise NotFiniteError(
+                f"the gradient of step {self.step} is {grad_norm}; its packs have the samples {samples}"
+            )
+        now = time.perf_counter()
+        if self._metrics is not None:
+            line = metrics_line(
+                facts, sums, step_decay=self._around.step_decay, grad_norm=grad_norm,
+                learning_rate=self.metrics_processor.learning_rate, seconds=now - self._step_ended,
+            )  # fmt: skip
+            self._metrics.write(line)
+        self._step_ended = now
+        self._around.prefetcher.finish(self.step)
+
+    def post_dataloading_process(
+        self, input_dict: dict[str, Any], labels: Tensor
+    ) -> tuple[Any, Tensor, dict[str, Any]]:
+        """Put the pack itself in the place of its turn."""
+        turn: Turn = input_dict["input"]
+        pack = self._around.prefetcher.take(turn.step, turn.index)
+        weights = torch.from_numpy(self._around.steps.facts(turn.step).weights).to(self.device)
+        return super().post_dataloading_process({"input": pack, "weights": weights}, labels)
+
+    def forward_backward_step(self, *, input_dict: Any, labels: Any, global_valid_tokens: Tensor) -> Tensor:
+        """One pack; after the last one, what all ranks' packs gave, before the optimizer uses it."""
+        turn: Turn = input_dict["input"]
+        loss = super().forward_backward_step(
+            input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
+        )
+        self._around.prefetcher.release(turn.step, turn.index)
+        if turn.last:
+            self._sums = self._add_up()
+        return loss
+
+    def _join(self) -> None:
+        around = self._around
+        if self._rank == 0:
+            self._metrics = MetricsFile(around.metrics, self.step)
+        around.client.join(self._rank, self._ranks, around.segment, around.segment_bytes, self.step, around.generation)
+        around.prefetcher.start(self.step)
+        self._joined = True
+        self._step_ended = time.perf_counter()
+        log.info("joined rank=%d ranks=%d step=%d segment=%s", self._rank, self._ranks, self.step, around.segment)
+
+    def _add_up(self) -> StepSums:
+        prefetcher, packs = self._around.prefetcher, self.loss_fn.packs
+        waited_s = self._waited_s + prefetcher.take_waited_s()
+        self._waited_s = 0.0
+        sums = gather(packs, waited_s, len(prefetcher.void(self.step)))
+        if torch.isfinite(sums.weighted).all():
+            return sums
+        facts = self._around.steps.facts(self.step)
+        broken = [
+            f"{pack.epoch}.{pack.index} with the samples {', '.join(map(str, pack.samples))}"
+            for pack, result in zip(facts.packs, packs, strict=True)
+            if not torch.isfinite(result[0]).all()
+        ]
+        raise NotFiniteError(
+            f"the loss of step {self.step} is not finite; broken packs: {'; '.join(self._of_all_ranks(broken))}"
+        )
+
+    def _of_all_ranks(self, mine: list[Any]) -> list[Any]:
+        of_ranks: list[Any] = [None] * self._ranks
+        dist.all_gather_object(of_ranks, mine)
+        return [item for part in of_ranks for item in part]
