@@ -6,9 +6,7 @@ what the corpus has made of them.
 
 from __future__ import annotations
 
-import difflib
 import glob
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +17,13 @@ from specbatch.capture import BYTES_PER_VALUE, CaptureContract
 from specbatch.config import Config
 from specbatch.config.rules import Bytes
 from specbatch.errors import UserError
-from specbatch.inference.arguments import BREAKS_CAPTURE, refusal, sglang_argument_names
+from specbatch.inference.arguments import RESERVED_TOKENS, refusal, refuse_unknown
 from specbatch.target import TargetShape, aux_layers, embedding_name, head_name, read_target, stored_head
 from specbatch.tokens import tokenizer_ids
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
     from specbatch.plan import Plan
-
-SGLANG_RESERVES = 6
-"""Positions of its context that SGLang gives to no prompt."""
 
 
 def check(config: Config) -> list[str]:
@@ -125,18 +120,11 @@ def _check_run_dir(config: Config) -> None:
 
 
 def _check_sglang(config: Config) -> None:
-    known = sglang_argument_names()
     for name in config.inference.sglang:
         why = refusal(name, config.inference.deterministic)
         if why:
             raise UserError(f"inference.sglang.{name}: can't be set here: {why}")
-        if known and name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), {*known, *BREAKS_CAPTURE}, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "see `python -m sglang.launch_server --help`"
-            if near and near[0] in BREAKS_CAPTURE:
-                hint = f"if you mean {near[0]}: {BREAKS_CAPTURE[near[0]]}"
-            version = importlib.metadata.version("sglang")
-            raise UserError(f"inference.sglang.{name}: SGLang {version} has no such argument; {hint}")
+    refuse_unknown(config.inference.sglang, "inference.sglang")
 
 
 def _check_tensor_parallel(config: Config, shape: TargetShape) -> None:
@@ -176,21 +164,22 @@ def _check_lengths(config: Config, shape: TargetShape) -> None:
             f"training.tokens_per_pack: {pack} is less than data.max_tokens: {longest}, so no pack could hold the "
             f"longest samples; set training.tokens_per_pack: {longest} or data.max_tokens: {pack}"
         )
-    context = config.inference.sglang.get("context_length")
-    if isinstance(context, int) and context > shape.max_positions:
+    if longest > shape.max_positions:
+        raise UserError(
+            f"data.max_tokens: {longest} is more than the target's {shape.max_positions} positions; set "
+            f"data.max_tokens: {shape.max_positions}"
+        )
+    # Of a sample's last token nothing is ever captured.
+    context, needed = config.inference.sglang.get("context_length"), longest - 1 + RESERVED_TOKENS
+    if isinstance(context, int) and context < needed:
+        raise UserError(
+            f"inference.sglang.context_length: {context} is too little for data.max_tokens: {longest}, since SGLang "
+            f"keeps {RESERVED_TOKENS} positions for itself; set at least {needed}, or remove it"
+        )
+    if isinstance(context, int) and context > max(shape.max_positions, needed):
         raise UserError(
             f"inference.sglang.context_length: {context} is more than the target's {shape.max_positions} positions; "
             f"set {shape.max_positions}, or remove it"
-        )
-    source = "the target's positions"
-    if isinstance(context, int):
-        source = "inference.sglang.context_length"
-    else:
-        context = shape.max_positions
-    if longest > context - SGLANG_RESERVES:
-        raise UserError(
-            f"data.max_tokens: {longest} is more than an engine takes: {source}: {context}, of which SGLang keeps "
-            f"{SGLANG_RESERVES}; set data.max_tokens: {context - SGLANG_RESERVES}"
         )
     pool = config.inference.sglang.get("max_total_tokens")
     if isinstance(pool, int) and pool < longest:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from specbatch.config.document import text_of, unknown
-from specbatch.config.rules import Bytes, broken, describe
+from specbatch.config.rules import Bytes, broken, describe, has_rules
 from specbatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def parser(prog: str, description: str, groups: Mapping[str, tuple[str, Options]
     for title, (about, options) in groups.items():
         group = made.add_argument_group(title, about)
         for name, option in options.items():
-            end = "" if option.text.endswith((".", "?", "!")) else "."
-            about_value = describe(option.hint).replace("%", "%%")
+            ruled = describe(option.hint) if has_rules(option.hint) else ""
+            rule = f" {ruled[:1].upper()}{ruled[1:]}." if ruled else ""
             group.add_argument(
                 f"--{name}",
                 type=option.bare,
-                help=f"{option.text}{end} {about_value[:1].upper()}{about_value[1:]}.",
+                help=f"{option.text}{rule}".replace("%", "%%"),
                 **({"required": True} if option.default is MISSING else {"default": option.default}),
             )
     return made

@@ -92,6 +92,12 @@ def describe(hint: Any) -> str:
     return " ".join([words, *(rule.text for rule in rules)]) + example
 
 
+def has_rules(hint: Any) -> bool:
+    """Whether a type says more than its name."""
+    kind, rules = split(hint)
+    return bool(rules) or kind is Bytes or any(has_rules(argument) for argument in get_args(kind))
+
+
 def broken(hint: Any, value: Any) -> bool:
     """Whether a value of the right type breaks one of its rules, or one of its elements does."""
     hint, rules = split(hint)

@@ -17,7 +17,7 @@ Share = Annotated[float, between(0, 1)]
 Beta = Annotated[float, at_least(0), below(1)]
 _SMALLEST_SEGMENT = Bytes(16 << 20)
 _FOUR_GIB = Bytes(4 << 30)
-Place = Annotated[str, NOT_EMPTY, ONE_LINE]
+Place = Annotated[str, ONE_LINE, NOT_EMPTY]
 
 
 @dataclass

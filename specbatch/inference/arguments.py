@@ -6,11 +6,15 @@ SGLang's names are read from its source, not by importing it: that would take se
 from __future__ import annotations
 
 import ast
+import difflib
+import importlib.metadata
 import importlib.util
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbatch.errors import UserError
 from specbatch.inference.accelerator import accelerator_available
 
 if TYPE_CHECKING:
@@ -107,6 +111,23 @@ def refusal(name: str, deterministic: bool) -> str | None:
     if name.startswith("speculative_"):
         return f"{_SPECULATION}: remove it"
     return BREAKS_CAPTURE.get(name) or (BREAKS_DETERMINISM.get(name) if deterministic else None)
+
+
+def refuse_unknown(names: Iterable[str], key: str) -> None:
+    """Raise UserError for the first name that is no argument of the installed SGLang, with the nearest that is.
+
+    Args:
+        key: where the names stand, for the message: ``inference.sglang``.
+    """
+    known = sglang_argument_names()
+    for name in names if known else ():
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name.replace("-", "_"), {*known, *BREAKS_CAPTURE}, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see `python -m sglang.launch_server --help`"
+        if near and near[0] in BREAKS_CAPTURE:
+            hint = f"if you mean {near[0]}: {BREAKS_CAPTURE[near[0]]}"
+        raise UserError(f"{key}.{name}: SGLang {importlib.metadata.version('sglang')} has no such argument; {hint}")
 
 
 @lru_cache(maxsize=1)

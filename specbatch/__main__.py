@@ -1,0 +1,7 @@
+"""``python -m specbatch``."""
+
+import sys
+
+from specbatch.cli import main
+
+sys.exit(main())
