@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from specbatch.corpus.conversation import Rejected
 from specbatch.errors import UserError
-from specbatch.regenerate.rows import Row, Skip
+from specbatch.regenerate.rows import Row
 
 
 class Ledger:
@@ -68,11 +69,11 @@ class Ledger:
             file.close()
         self._lock.close()
 
-    def append(self, row: Row, outcome: list[dict[str, Any]] | Skip) -> None:
+    def append(self, row: Row, outcome: list[dict[str, Any]] | Rejected) -> None:
         """Writes what became of the next row."""
-        if isinstance(outcome, Skip):
-            write_line(self._skips, {"row": row.number, "place": row.place, "reason": str(outcome)})
-            self.skipped[str(outcome)] += 1
+        if isinstance(outcome, Rejected):
+            write_line(self._skips, {"place": row.place, "reason": outcome.reason, "detail": outcome.detail})
+            self.skipped[outcome.reason] += 1
         else:
             write_line(self._output, {**row.other, "messages": outcome})
             self.written += 1

@@ -1,9 +1,13 @@
-"""What `specbatch regenerate` can be told."""
+"""What `specbatch regenerate` can be told, and what it tells."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+Progress = Callable[[int, int, float], None]
+"""Told the rows done, the rows in all, and the tokens generated per second."""
 
 
 @dataclass
@@ -13,7 +17,7 @@ class Regenerate:
     target: str
     """A Hugging Face directory, or a hub name that is already in this machine's cache."""
     input: list[str]
-    """JSONL files, also compressed with gzip: rows with `messages`, ShareGPT `conversations` or a `prompt`."""
+    """As `data.train`, and of the same forms; a row may also be nothing but a `prompt`."""
     output: str
     """JSONL file to write; what it holds already is kept, and the work goes on behind it."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -42,7 +46,23 @@ class Regenerate:
     """CPU threads of an engine on a machine without GPU; torch's own choice if not given."""
     batch_size: int = 32
     """Conversations that an engine works on at once."""
-    max_rows: int | None = None
-    """End after so many rows of the input."""
+    start_timeout_s: float = 900.0
+    """Seconds that an engine may take to load the target."""
     sglang: dict[str, Any] = field(default_factory=dict)
     """Further arguments of SGLang, by SGLang's names."""
+
+
+@dataclass
+class Summary:
+    """What was done."""
+
+    rows: int
+    """Rows of the input that are dealt with, by this call and earlier ones."""
+    written: int
+    """Conversations in the output."""
+    skipped: dict[str, int]
+    """Rows left out, by reason."""
+    generated_tokens: int
+    """Tokens that the target generated in this call, those of skipped rows included."""
+    seconds: float
+    """Seconds that this call generated for; the engines' start is not in it."""
