@@ -20,6 +20,8 @@ UNNAMED_HEARTBEATS = 2
 """Heartbeats within which an engine must begin to name a claim: its grant may have been lost on the way."""
 AVOID_HEARTBEATS = 12
 """Heartbeats for which another engine is preferred after a failure."""
+GONE_HEARTBEATS = 60
+"""Heartbeats after which a silent engine is no longer spoken of."""
 RETRY_S = 1.0
 """Before a pack is handed out again that failed for no fault of its own."""
 VOID_ENGINES = 2
@@ -160,7 +162,7 @@ class Engines:
 
     def tick(self, now: float) -> None:
         """Take the claims of engines that are silent or stuck."""
-        for name, engine in self._engines.items():
+        for name, engine in list(self._engines.items()):
             silent = now - engine.heard_s > SILENT_HEARTBEATS * self._heartbeat_s
             if silent and not engine.silent:
                 engine.silent = True
@@ -173,6 +175,8 @@ class Engines:
                     entry.avoid[name] = now + AVOID_HEARTBEATS * self._heartbeat_s
                 if stuck or silent:
                     self._take_back(entry)
+            if now - engine.heard_s > GONE_HEARTBEATS * self._heartbeat_s:
+                del self._engines[name]
 
     def lose(self, request: Lost) -> None:
         """What a claim stored is gone; nothing happens if the pack has another claim by now."""

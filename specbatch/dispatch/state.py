@@ -103,6 +103,8 @@ class Dispatcher:
         )
         self._world: World | None = None
         self._waiting: dict[int, PackId] = {}
+        self._told: set[int] = set()
+        """Ranks that were told the phase by a reply to `Wait` that had nothing else to say."""
         self._let_in = 0
         self._draining = ""
 
@@ -246,6 +248,7 @@ class Dispatcher:
         self._engines.forget(self._window.restart(request.step, 0, 0))
         self._let_in = request.step
         self._waiting.clear()
+        self._told.clear()
         return self._add(world, request)
 
     def _add(self, world: World, request: Join) -> AnyReply:
@@ -278,10 +281,12 @@ class Dispatcher:
         if missing:
             self._waiting[request.rank] = min(missing)
         phase = self.phase
-        over = phase is not Phase.WORK and any(self._plan.step_of(pack) > self._let_in for pack in missing)
-        if stored or void or last or over or not missing:
-            return Packs(tuple(stored), tuple(void), phase)
-        return None
+        news = phase is not Phase.WORK and request.rank not in self._told
+        if not (stored or void or last or news or not missing):
+            return None
+        if phase is not Phase.WORK:
+            self._told.add(request.rank)
+        return Packs(tuple(stored), tuple(void), phase)
 
     def _begin(self, world: World, request: Begin, last: bool) -> AnyReply | None:
         trained = world.trained[request.rank]
