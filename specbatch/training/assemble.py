@@ -52,7 +52,7 @@ def train(run_dir: RunDir, attempt: int) -> None:
     )
     rendezvous = wait_for(run_dir.rendezvous(attempt), attempt, timeout_s=60.0)
     client = Client(rendezvous)
-    store = StoreClient(rendezvous, config.store, segment_bytes=config.store.bytes_per_rank)
+    store = StoreClient(rendezvous, config.store, segment_bytes=int(config.store.bytes_per_rank))
     prefetcher = Prefetcher(
         client,
         store,
@@ -81,7 +81,7 @@ def train(run_dir: RunDir, attempt: int) -> None:
             prefetcher=prefetcher,
             steps=steps,
             segment=store.segment,
-            segment_bytes=config.store.bytes_per_rank,
+            segment_bytes=int(config.store.bytes_per_rank),
             generation=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             metrics=run_dir.metrics,
             step_decay=config.draft.step_decay,
