@@ -84,6 +84,7 @@ class HDF5CheckpointManager(CheckpointManager):
         async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "async"
         """In a thread, or not at all."""
         last_save_model_only: bool = False
+        initial_load_model_only: bool = False
         keep_latest_k: int = 0
         """torchtitan's own pruning, which counts broken snapshots too, stays off."""
         keep: int = 2
