@@ -90,9 +90,7 @@ class Client:
         """Name every claim that is being worked on: those that are not named are given to others."""
         return self._ask(Heartbeat(engine, tuple(claims), state, tokens_per_s), Beat)
 
-    def join(
-        self, rank: int, world: int, segment: str, segment_bytes: int, step: int, generation: int = 0
-    ) -> None:
+    def join(self, rank: int, world: int, segment: str, segment_bytes: int, step: int, generation: int = 0) -> None:
         """Join the world of ranks after ``step`` trained steps.
 
         Args:

@@ -243,9 +243,7 @@ class StoreClient:
             log.warning("store did not let go within_s=%.0f", CLOSE_DEADLINE_S)
         self._calls.close()
 
-    def _call(
-        self, what: str, function: Callable[..., Any], *arguments: Any, deadline_s: float | None = None
-    ) -> Any:
+    def _call(self, what: str, function: Callable[..., Any], *arguments: Any, deadline_s: float | None = None) -> Any:
         deadline_s = deadline_s or self._deadline_s
         call = self._calls.start(function, *arguments)
         if not call.wait(deadline_s):
