@@ -77,12 +77,14 @@ def parser(prog: str, description: str, groups: Mapping[str, tuple[str, Options]
         for name, option in options.items():
             ruled = describe(option.hint) if has_rules(option.hint) else ""
             rule = f" {ruled[:1].upper()}{ruled[1:]}." if ruled else ""
-            group.add_argument(
+            action = group.add_argument(
                 f"--{name}",
                 type=option.bare,
                 help=f"{option.text}{rule}".replace("%", "%%"),
                 **({"required": True} if option.default is MISSING else {"default": option.default}),
             )
+            # jsonargparse's way to add to a list: which of a list's paths are relative to the file would be lost.
+            action.option_strings = [f"--{name}"]
     return made
 
 
