@@ -1,0 +1,200 @@
+"""Whole runs on this machine: real SGLang, real Mooncake, real torchtitan, on a tiny target."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+STEPS = 8
+
+
+@dataclass
+class Run:
+    """A run directory and how to start it."""
+
+    root: Path
+    config: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "specbatch", *arguments]
+
+    def run(self, *overrides: str) -> subprocess.CompletedProcess[str]:
+        command = self.command("run", "--config", str(self.config), *overrides)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+
+    def resume(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command("resume", str(self.root)), capture_output=True, text=True, check=False, timeout=500
+        )
+
+    def start(self) -> subprocess.Popen[str]:
+        # A session of its own: what a terminal's Ctrl-C does is done by hand.
+        return subprocess.Popen(
+            self.command("run", "--config", str(self.config)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def metrics(self) -> list[dict]:
+        path = self.root / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def numbers(self) -> list[tuple]:
+        """What must not depend on what happened to the run."""
+        keys = ("step", "loss", "losses", "accuracy", "grad_norm", "learning_rate", "tokens", "loss_tokens")
+        return [tuple(json.dumps(row[key]) for key in keys) for row in self.metrics()]
+
+    def draft(self) -> bytes:
+        return (self.root / "export" / "model.safetensors").read_bytes()
+
+    def status(self) -> dict:
+        return json.loads((self.root / "status.json").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that is left of the run."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                words = [*process.cmdline(), *process.environ().values()]
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+            if process.pid != os.getpid() and any(str(self.root) in word for word in words):
+                found.append(process)
+        return found
+
+
+def new_run(folder: Path, tiny_target: Path) -> Run:
+    folder.mkdir(parents=True)
+    draw = random.Random(1)
+    words = [
+        "sun",
+        "rain",
+        "warm",
+        "cold",
+        "and",
+        "or",
+        "we",
+        "like",
+        "to",
+        "walk",
+        "by",
+        "sea",
+        "in",
+        "May",
+        "take",
+        "a",
+        "coat",
+    ]
+    with (folder / "talks.jsonl").open("w") as file:
+        for _ in range(60):
+            ask, answer = (" ".join(draw.choices(words, k=draw.randint(3, 12))) for _ in range(2))
+            messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    run = Run(folder / "run", folder / "run.yaml")
+    run.config.write_text(
+        f"""
+run: {{dir: {json.dumps(str(run.root))}, seed: 3, log_interval_s: 1}}
+target: {{path: {json.dumps(str(tiny_target))}}}
+data: {{train: [talks.jsonl], heldout: [talks.jsonl], max_tokens: 256, cache_dir: cache}}
+draft: {{ttt_steps: 3, vocab_size: 64}}
+training: {{ranks: 2, threads: 1, tokens_per_pack: 256, packs_per_step: 4, epochs: 8, max_steps: {STEPS},
+  dtype: float32, learning_rate: 1e-3, warmup_steps: 2}}
+inference: {{threads: 1, deterministic: true, heartbeat_s: 1}}
+store: {{bytes_per_rank: 32MiB}}
+snapshot: {{interval_steps: 3}}
+evaluate: {{prompts: 0}}
+"""
+    )
+    return run
+
+
+def wait_for_step(run: Run, step: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 300
+    while len(run.metrics()) < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path) -> Run:
+    """A run with quotes and spaces in its name that nothing happened to."""
+    run = new_run(tmp_path_factory.mktemp("whole") / 'it\'s a "run" $(id) %j', tiny_target)
+    done = run.run("--evaluate.prompts", "3", "--evaluate.max_new_tokens", "8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run.output = done.stdout  # type: ignore[attr-defined]
+    return run
+
+
+def test_a_run_ends_with_a_draft_and_its_measure(undisturbed):
+    evaluation = json.loads((undisturbed.root / "evaluation.json").read_text())
+    assert evaluation["prompts"] == evaluation["identical"] == 3
+    assert undisturbed.output.splitlines()[-1].startswith("acceptance length ")
+    assert "output identical on 3 of 3 prompts" in undisturbed.output.splitlines()[-1]
+    status = undisturbed.status()
+    assert (status["state"], status["step"], status["steps"]) == ("completed", STEPS, STEPS)
+    assert [row["step"] for row in undisturbed.metrics()] == list(range(1, STEPS + 1))
+
+
+def test_a_run_leaves_no_process_and_tells_its_stages(undisturbed):
+    assert undisturbed.processes() == []
+    log = (undisturbed.root / "run.log").read_text()
+    for stage in ("preparing", "starting engines", "training", "exporting", "evaluating"):
+        assert f"{stage} took " in log
+    assert (undisturbed.root / "attempts" / "1" / "rendezvous.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_ctrl_c_stops_with_a_snapshot_and_resume_changes_nothing(tmp_path, tiny_target, undisturbed):
+    run = new_run(tmp_path / "stopped", tiny_target)
+    process = run.start()
+    wait_for_step(run, 4, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert f"specbatch resume {os.path.relpath(run.root)}" in output or f"specbatch resume {run.root}" in output
+    assert run.processes() == []
+    assert run.status()["state"] == "stopped"
+    assert len(run.metrics()) < STEPS
+    resumed = run.resume()
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert run.numbers() == undisturbed.numbers()
+    assert run.draft() == undisturbed.draft()
+    again = run.resume()
+    assert (again.returncode, "complete" in again.stdout) == (0, True)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_resume_changes_nothing(tmp_path, tiny_target, undisturbed):
+    run = new_run(tmp_path / "killed", tiny_target)
+    process = run.start()
+    wait_for_step(run, 5, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 20
+    assert process.returncode == 130, output
+    assert run.processes() == []
+    assert run.resume().returncode == 0
+    assert run.numbers() == undisturbed.numbers()
+    assert run.draft() == undisturbed.draft()
+
+
+def test_a_run_directory_of_another_configuration_is_refused(undisturbed):
+    done = undisturbed.run("--training.learning_rate", "0.5")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "resume" in done.stderr

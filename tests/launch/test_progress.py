@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from specbatch.launch.progress import Display, MetricsTail, training_text
+
+STATUS = {
+    "step": 10,
+    "steps": 40,
+    "window": {"free": 1, "claimed": 2, "stored": 3},
+    "store": {"stored_bytes": 30, "budget_bytes": 120},
+}
+ROW = {"seconds": 2.0, "wait_s": 0.5, "loss": 1.2345, "accuracy": [0.5, 0.3], "tokens": 1000}
+
+
+def test_the_line_says_all_that_a_person_wants_to_know():
+    text = training_text(STATUS, [ROW, {**ROW, "accuracy": [0.7, 0.3]}])
+    assert text == (
+        "step 10/40, loss 1.234, accuracy 0.60, 500 tokens/s, waited 25 %, window 1+2+3, store 25 %, 1:00 left"
+    )
+
+
+def test_the_line_makes_sense_before_the_first_step():
+    assert training_text({**STATUS, "step": 0, "store": None}, []) == "step 0/40, window 1+2+3"
+
+
+def test_metrics_are_read_as_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    assert tail.read() == []
+    path.write_text('{"step": 1}\n{"st')
+    assert tail.read() == [{"step": 1}]
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert tail.read() == [{"step": 2}]
+    path.write_text('{"step": 1}\n')
+    assert tail.read() == [{"step": 1}]
+
+
+def shown(tmp_path, *, terminal: bool) -> tuple[str, str]:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=120, highlight=False)
+    with Display(tmp_path / "run.log", 0.0, console) as display:
+        display.stage("preparing")
+        display.update(5, 10, "conversations")
+        display.stage("training")
+        display.training(STATUS, [ROW])
+        display.say("a message")
+    return screen.getvalue(), (tmp_path / "run.log").read_text()
+
+
+def test_the_log_file_has_a_line_an_interval_and_no_bars(tmp_path):
+    _, log = shown(tmp_path, terminal=True)
+    lines = [line.split(" ", 2)[2] for line in log.splitlines()]
+    assert lines[:3] == ["preparing", "preparing 5/10 conversations", "preparing took 0.0 s"]
+    assert "training 10/40 step 10/40, loss 1.234" in log
+    assert "a message" in log
+    assert "━" not in log
+    assert "\x1b" not in log
+
+
+def test_a_terminal_shows_bars_and_other_outputs_the_lines_of_the_log(tmp_path):
+    assert "━" in shown(tmp_path, terminal=True)[0]
+    screen, log = shown(tmp_path / "other", terminal=False)
+    assert screen == log
