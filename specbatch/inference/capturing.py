@@ -7,7 +7,7 @@ import logging
 import queue
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 8
 PROBE_TIMEOUT_S = 120.0
+PLUGIN_TIMEOUT_S = 15.0
+"""Between SGLang's answer and the plugin's, which stores nothing of a probe."""
 
 
 class CapturingServer:
@@ -109,15 +111,18 @@ class CapturingServer:
         """Whether the server's process runs."""
         return self.server.alive()
 
-    def send(self, orders: Sequence[Order], tokens: Sequence[np.ndarray]) -> None:
+    def send(self, orders: Sequence[Order], tokens: Sequence[np.ndarray]) -> Future[None]:
         """Send requests with their orders, all at once; returns before they are answered.
 
         Args:
             orders: of one claim.
             tokens: what each request holds, int ``[tokens]``, none empty and every id in the target's vocabulary:
                 SGLang's scheduler would die of others.
+
+        Returns:
+            done when SGLang has answered; what became of the orders is told by `results`.
         """
-        self._requests.submit(self._send, list(orders), [row.tolist() for row in tokens])
+        return self._requests.submit(self._send, list(orders), [row.tolist() for row in tokens])
 
     def results(self, timeout_s: float) -> list[Result]:
         """What became of orders, as far as it is known; to be called from one thread.
@@ -162,12 +167,13 @@ class CapturingServer:
         """
         tokens = np.arange(PROBE_TOKENS) + 1
         rows = {name: np.arange(PROBE_TOKENS) for name in self.settings.widths}
-        self.send([new_order(PROBE, (0, 0), PROBE, "", tokens, rows)], [tokens])
-        results = self.results(PROBE_TIMEOUT_S)
+        answered = self.send([new_order(PROBE, (0, 0), PROBE, "", tokens, rows)], [tokens])
+        wait([answered], PROBE_TIMEOUT_S)
+        results = self.results(PLUGIN_TIMEOUT_S)
         if results and isinstance(results[0], Captured):
             return
         why = next((result.why for result in results if isinstance(result, NotCaptured)), None)
-        why = why or f"the plugin said nothing for {PROBE_TIMEOUT_S:g} s"
+        why = why or f"the plugin said nothing for {PLUGIN_TIMEOUT_S:g} s"
         raise EngineError(
             f"the engine does not capture hidden states: {why}; its log {self.server.log} ends:\n"
             f"{self.server.log_tail()}"

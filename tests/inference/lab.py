@@ -20,6 +20,8 @@ from specbatch.transfer.store import StoreClient, checksum
 RUN, ATTEMPT = "5eed", 1
 AUX_LAYERS = (0, 2, 4)
 HIDDEN = 64
+NAN_TOKEN = 511
+"""A token of the flawed target that makes its states NaN."""
 WIDTHS = {"aux": len(AUX_LAYERS) * HIDDEN, "last": HIDDEN}
 
 
@@ -136,7 +138,7 @@ def truth(model: torch.nn.Module, sample: np.ndarray) -> dict[str, np.ndarray]:
     return {"aux": aux.float().numpy(), "last": states[-1][0].float().numpy()}
 
 
-def random_samples(lengths: Sequence[int], vocabulary: int = 512) -> list[np.ndarray]:
+def random_samples(lengths: Sequence[int], vocabulary: int = NAN_TOKEN) -> list[np.ndarray]:
     """int32 token ids, the same for the same lengths."""
     generator = np.random.default_rng(7)
     return [generator.integers(0, vocabulary, length, dtype=np.int32) for length in lengths]
