@@ -81,6 +81,7 @@ class Window:
         self._ahead_step = 0
         self._free: list[PackId] = []
         self._ready: dict[int, int] = {}
+        self._suspects: set[PackId] = set()
 
     def restart(self, step: int, ranks: int, capacity: int) -> list[Entry]:
         """Begin anew after ``step``, with ``capacity`` bytes; nothing is handed out while ``ranks`` is 0.
@@ -89,6 +90,7 @@ class Window:
             the entries that were in the window.
         """
         dropped = list(self._admitted)
+        self._suspects.update(entry.id for entry in dropped if entry.claim or entry.suspect)
         self.step = self._ahead_step = step
         self._ranks, self.capacity, self.budget, self.reserved, self.error = ranks, capacity, capacity, 0, ""
         self.entries.clear()
@@ -168,6 +170,7 @@ class Window:
         while self._admitted and self._admitted[0].step <= self.step:
             entry = self._admitted.popleft()
             del self.entries[entry.id]
+            self._suspects.discard(entry.id)
             self.reserved -= entry.bytes
             left.append(entry)
         self._ready.pop(self.step, None)
@@ -222,7 +225,13 @@ class Window:
         step = self._ahead_step + 1
         rank_of = {pack.id: rank for rank, packs in enumerate(self._plan.assign(step, self._ranks)) for pack in packs}
         entries = [
-            Entry(pack.id, step, rank_of[pack.id], self._bytes_of(pack) if pack.samples else 0)
+            Entry(
+                pack.id,
+                step,
+                rank_of[pack.id],
+                self._bytes_of(pack) if pack.samples else 0,
+                suspect=pack.id in self._suspects,
+            )
             for pack in self._plan.packs(step)
         ]
         needed = sum(entry.bytes for entry in entries)

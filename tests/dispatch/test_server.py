@@ -180,9 +180,7 @@ def test_drain_from_the_head_reaches_everybody(head: Head, client: Client):
 def test_the_key_of_another_attempt_is_refused_and_counted(head: Head, client: Client):
     other = Keys.new()
     stranger = Client(
-        msgspec.structs.replace(
-            head.rendezvous, client_public=other.client_public, client_secret=other.client_secret
-        ),
+        msgspec.structs.replace(head.rendezvous, client_public=other.client_public, client_secret=other.client_secret),
         deadline_s=0.5,
     )
     with pytest.raises(DispatcherGone, match="did not answer status"):
