@@ -55,9 +55,9 @@ def answer_spans(
 
 def _without_end(template: Template, text: str, span: Span) -> Span:
     """The span without the token that ends its turn: the template has written it, the target had not come to it."""
-    start, end = span
-    token = max((token for token in template.ends if text[start:end].endswith(token)), key=len, default="")
-    return start, end - len(token)
+    answer = text[span[0] : span[1]].rstrip()
+    token = max((token for token in template.ends if answer.endswith(token)), key=len, default=None)
+    return span if token is None else (span[0], span[0] + len(answer) - len(token))
 
 
 class _Skeleton:
@@ -180,15 +180,9 @@ def _marked(
         raise Rejected("mask not provable", "the template's generation markers enclose nothing")
     if last is None:
         return spans
-    text2, spans2 = template.render_marked(_replaced(template, conversation, last[0], skeleton.word(last[0])))
-    shared, shorter = _shared(text, text2), min(len(spans), len(spans2))
-    first = next((i for i in range(shorter) if spans[i] != spans2[i] or spans[i][1] > shared), shorter)
-    tail = _shared(text[shared:][::-1], text2[shared:][::-1])
-    ends = [[(len(t) - b, len(t) - a) for a, b in reversed(s)] for t, s in ((text, spans), (text2, spans2))]
-    final = next(
-        (i for i in range(shorter - first) if ends[0][i] != ends[1][i] or ends[0][i][1] > tail), shorter - first
-    )
-    chosen = spans[first : len(spans) - final]
+    text2 = template.render(_replaced(template, conversation, last[0], skeleton.word(last[0])))
+    shared = _shared(text, text2)
+    chosen = [span for span in spans if span[1] > shared]
     if not chosen:
         raise Rejected("mask not provable", "the template's generation markers enclose nothing of the last turn")
     return chosen
