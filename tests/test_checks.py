@@ -1,0 +1,311 @@
+"""What can't work is refused before anything starts, with both fields and a value that would do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from specbatch.checks import check, check_plan, check_store, visible_gpus
+from specbatch.config import Config, load_config
+from specbatch.config.rules import Bytes
+from specbatch.corpus import corpus_of, make_plan, prepare
+from specbatch.errors import UserError
+from specbatch.inference.arguments import BREAKS_CAPTURE, sglang_argument_names
+from specbatch.target import capture_contract, read_target
+
+Load = Callable[..., Config]
+
+
+@pytest.fixture
+def load(tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """A configuration of the tiny target (4 heads, 2 key heads, 6 layers, 2048 positions) on a machine without GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def make(*overrides: str, target: Path = tiny_target) -> Config:
+        path = tmp_path / "a.yaml"
+        path.write_text(
+            f"run: {{dir: '{tmp_path}/run'}}\ntarget: {{path: '{target}'}}\n"
+            "data: {train: [train.jsonl], heldout: [heldout.jsonl], max_tokens: 256, cache_dir: cache}\n"
+            "draft: {vocab_size: 256}\ntraining: {tokens_per_pack: 512, warmup_steps: 0}\n"
+            "store: {bytes_per_rank: 16MiB}\n"
+        )
+        return load_config(path, overrides)
+
+    return make
+
+
+@pytest.fixture
+def changed(tiny_target: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the tiny target with another config.json, and another tokenizer.json."""
+
+    def make(tokenizer: Callable[[dict[str, Any]], None] | None = None, **config: Any) -> Path:
+        folder = tmp_path / f"target-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(tiny_target, folder)
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**content, **config}))
+        if tokenizer:
+            content = json.loads((folder / "tokenizer.json").read_text())
+            tokenizer(content)
+            (folder / "tokenizer.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+def refused(config: Config) -> str:
+    with pytest.raises(UserError) as caught:
+        check(config)
+    return str(caught.value)
+
+
+def test_what_works_is_not_complained_about(load):
+    assert check(load()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "--inference.tensor_parallel 3",
+            "inference.tensor_parallel: 3 does not divide the target's 4 attention heads; try 2 or 4",
+        ),
+        (
+            "--inference.tensor_parallel 8",
+            "inference.tensor_parallel: 8 does not divide the target's 4 attention heads; try 4",
+        ),
+        (
+            "--training.ranks 3",
+            "training.packs_per_step: 8 can't be shared evenly by training.ranks: 3; try 6 or 9",
+        ),
+        (
+            "--training.ranks 16",
+            "training.packs_per_step: 8 can't be shared evenly by training.ranks: 16; try 16",
+        ),
+        (
+            "--data.max_tokens 600",
+            "training.tokens_per_pack: 512 is less than data.max_tokens: 600, so no pack could hold the longest "
+            "samples; set training.tokens_per_pack: 600 or data.max_tokens: 512",
+        ),
+        (
+            "--data.max_tokens 4096 --training.tokens_per_pack 4096",
+            "data.max_tokens: 4096 is more than the target's 2048 positions; set data.max_tokens: 2048",
+        ),
+        (
+            "--inference.sglang.context_length 200",
+            "inference.sglang.context_length: 200 is too little for data.max_tokens: 256, since SGLang keeps 6 "
+            "positions for itself; set at least 261, or remove it",
+        ),
+        (
+            "--inference.sglang.context_length 4096",
+            "inference.sglang.context_length: 4096 is more than the target's 2048 positions; set 2048, or remove it",
+        ),
+        (
+            "--inference.sglang.max_total_tokens 100",
+            "inference.sglang.max_total_tokens: 100 is less than data.max_tokens: 256, so the longest samples could "
+            "not be computed; set at least 256",
+        ),
+        (
+            "--draft.aux_layers [1,2,5]",
+            "draft.aux_layers: 5 can't be read of the target's 6 layers: the last that can is 4, since SGLang does not "
+            "give out the last layer's output; leave it out for a low, a middle and a high one",
+        ),
+        ("--draft.aux_layers [2,1,3]", "draft.aux_layers: [2, 1, 3]: eagle3 reads three distinct layers in ascending"),
+        ("--draft.aux_layers [1,1,3]", "draft.aux_layers: [1, 1, 3]: eagle3 reads three distinct layers in ascending"),
+        ("--draft.aux_layers [1,3]", "draft.aux_layers: [1, 3]: eagle3 reads three distinct layers in ascending"),
+        (
+            "--draft.vocab_size 513",
+            "draft.vocab_size: 513 is more than the target's 512 tokens; set draft.vocab_size: null for all of them",
+        ),
+        (
+            "--data.heldout []",
+            "evaluate.prompts: 40 are taken from data.heldout, which is empty; name files there, or ",
+        ),
+        ("--data.heldout x.jsonl --data.train x.jsonl", "data.heldout: "),
+        ("--store.protocol rdma", "store.devices: is empty, and store.protocol: rdma needs them; name them as "),
+        ("--target.path org/no-such-model", "target.path: org/no-such-model is no directory, and not in the cache "),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_a_value_that_would_do(load, overrides, message):
+    assert refused(load(*overrides.split())).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "overrides", ["--inference.tensor_parallel 4", "--data.max_tokens 2048 --training.tokens_per_pack 2048"]
+)
+def test_what_just_fits_is_accepted(load, overrides):
+    check(load(*overrides.split()))
+
+
+def test_key_heads_fewer_than_ranks_are_copied_and_others_must_divide(load, changed):
+    assert check(load("--inference.tensor_parallel=4", target=changed(num_key_value_heads=1))) == []
+    message = refused(load("--inference.tensor_parallel=2", target=changed(num_key_value_heads=3)))
+    assert message == "inference.tensor_parallel: 2 does not divide the target's 3 key heads; try 1"
+
+
+def test_every_argument_that_would_break_the_capture_is_refused_by_name(load):
+    config = load()
+    for name, what_to_do in BREAKS_CAPTURE.items():
+        config.inference.sglang = {name: 1}
+        assert refused(config) == f"inference.sglang.{name}: can't be set here: {what_to_do}"
+    assert "without a draft" in refused(load("--inference.sglang.speculative_num_steps=3"))
+
+
+def test_arguments_that_leave_the_capture_alone_pass(load):
+    overrides = ["--inference.sglang.mem_fraction_static=0.8", "--inference.sglang.disable_overlap_schedule=true"]
+    assert check(load(*overrides, "--inference.sglang.chunked_prefill_size=128")) == []
+
+
+def test_chunks_are_refused_where_the_capture_must_be_deterministic(load):
+    message = refused(load("--inference.deterministic", "--inference.sglang.chunked_prefill_size=128"))
+    assert message.startswith("inference.sglang.chunked_prefill_size: can't be set here: where a prompt is cut would")
+    assert message.endswith("or set inference.deterministic: false")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("mem_fraction_statc", "has no such argument; did you mean mem_fraction_static?"),
+        ("max-running-requests", "has no such argument; did you mean max_running_requests?"),
+        ("tensor_parallel_sizes", "if you mean tensor_parallel_size: set inference.tensor_parallel instead"),
+        ("zzqqxx", "has no such argument; see `python -m sglang.launch_server --help`"),
+    ],
+)
+def test_an_argument_that_sglang_does_not_have_is_refused_with_the_nearest(load, name, end):
+    message = refused(load(f"--inference.sglang.{name}=1"))
+    assert message.startswith(f"inference.sglang.{name}: SGLang ")
+    assert message.endswith(end)
+
+
+def test_the_arguments_of_the_installed_sglang_are_known():
+    names = sglang_argument_names()
+    assert {"mem_fraction_static", "attention_backend", "quantization", "max_total_tokens", "load_format"} <= names
+    assert {name for name in BREAKS_CAPTURE if "parallel_size" not in name and name not in ("tp", "dp")} <= names
+
+
+def test_tokens_without_a_row_in_the_embedding_are_refused_by_name(load, changed):
+    def added(tokenizer: dict[str, Any]) -> None:
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 512, "content": "<|tool|>"})
+
+    message = refused(load(target=changed(added)))
+    assert "has 1 tokens that its embedding of 512 rows (vocab_size) has no row for: <|tool|> (512)" in message
+
+
+def test_rows_of_the_embedding_without_a_token_are_none_for_the_draft(load, changed):
+    def fewer(tokenizer: dict[str, Any]) -> None:
+        vocabulary = tokenizer["model"]["vocab"]
+        for token in [token for token, i in vocabulary.items() if i >= 500]:
+            del vocabulary[token]
+
+    target = changed(fewer)
+    assert refused(load("--draft.vocab_size=512", target=target)).startswith(
+        "draft.vocab_size: 512 is more than the target's 500 tokens"
+    )
+    assert check(load("--draft.vocab_size=500", target=target)) == []
+
+
+def test_a_head_that_sglang_would_not_use_is_warned_of(load, changed):
+    target = changed(tie_word_embeddings=True)
+    tensors = load_file(target / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros_like(tensors["model.embed_tokens.weight"])
+    save_file(tensors, target / "model.safetensors")
+    (warning,) = check(load(target=target))
+    assert "stores lm_head.weight, which differs from its embedding" in warning
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, target / "model.safetensors")
+    assert check(load(target=target)) == []
+
+
+def test_a_float32_target_is_warned_of_where_sglang_would_compute_in_float16(load, changed):
+    target = changed(torch_dtype="float32", dtype="float32")
+    (warning,) = check(load(target=target))
+    assert warning.startswith("target.dtype: auto: the checkpoint is float32, which SGLang computes in float16")
+    assert check(load("--target.dtype=float32", target=target)) == []
+
+
+def test_a_run_that_has_begun_is_not_begun_again(load, tmp_path):
+    config = load()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert check(config) == []
+    (tmp_path / "run" / "attempts" / "1").mkdir(parents=True)
+    root = tmp_path / "run"
+    assert refused(config) == (
+        f"run.dir: {root} is a run already; go on with it by `specbatch resume {root}`, or give another run.dir"
+    )
+
+
+def test_a_run_directory_that_is_a_file_is_refused(load, tmp_path):
+    (tmp_path / "run").write_text("")
+    assert refused(load()) == f"run.dir: {tmp_path / 'run'} is a file; give another path"
+
+
+def test_more_gpus_than_there_are_is_refused_and_the_count_is_of_those_that_may_be_used(load, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,7")
+    assert visible_gpus() == 3
+    assert check(load("--training.ranks=2")) == []
+    assert refused(load("--training.ranks=2", "--inference.engines=2")) == (
+        "training.ranks: 2 and inference.engines: 2 of inference.tensor_parallel: 1 need 4 GPUs, and this machine has "
+        "3; try training.ranks: 2 and inference.engines: 1"
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert visible_gpus() == 0
+
+
+def test_memory_that_may_not_do_is_warned_of_before_the_corpus_is_known(load):
+    (warning,) = check(load("--training.packs_per_step=64"))
+    assert warning.startswith("store.bytes_per_rank: 16MiB of training.ranks: 1 hold 13.6 MiB, and a full step ")
+    assert "is up to 16.0 MiB" in warning
+    (warning,) = check(load("--store.bytes_per_rank=100TiB"))
+    assert "are more than this machine's memory of" in warning
+
+
+def test_a_warm_up_that_never_ends_is_warned_of(load):
+    (warning,) = check(load("--training.max_steps=20", "--training.warmup_steps=20"))
+    assert warning.startswith("training.warmup_steps: 20: the run has only 20 steps, so it never gets to ")
+    assert warning.endswith("; try 2")
+
+
+def test_once_the_corpus_is_known_the_largest_step_must_fit_to_the_byte(load, tmp_path):
+    rows = [{"text": f"{i} the licence of the work, and nothing else " * 40} for i in range(90)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ["--data.heldout=[]", "--evaluate.prompts=0", "--data.loss_on=all", "--training.tokens_per_pack=256"]
+    config = load(*common, "--training.packs_per_step=64", "--training.warmup_steps=5")
+    corpus = corpus_of(prepare(config))
+    contract = capture_contract(config, read_target(config.target.path))
+    plan = make_plan(config, corpus)
+    assert int(corpus.lengths.min()) > 200
+    (warning,) = check_plan(config, plan, corpus, contract)
+    assert warning.startswith("training.warmup_steps: 5: the run has only 2 steps")
+
+    needed = sum(contract.bytes(corpus.sample(i).loss_mask) for pack in plan.packs(1) for i in pack.samples)
+    config = load(*common, "--training.packs_per_step=90", "--training.ranks=1", "--store.bytes_per_rank=16MiB")
+    plan = make_plan(config, corpus)
+    whole = sum(contract.bytes(corpus.sample(i).loss_mask) for i in range(len(corpus)))
+    assert needed < 0.85 * (16 << 20) < 1.5 * whole
+    config.store.bytes_per_rank = Bytes(int(whole / 0.85) + 2)
+    check_store(config, plan, corpus, contract)
+    config.store.bytes_per_rank = Bytes(int(whole / 0.85) - 2)
+    with pytest.raises(
+        UserError, match=r"store\.bytes_per_rank: .* of training\.ranks: 1 hold .*step 1 are .*; set"
+    ) as caught:
+        check_store(config, plan, corpus, contract)
+    config.store.bytes_per_rank = Bytes.parse(str(caught.value).split("set store.bytes_per_rank: ")[1].split(",")[0])
+    check_store(config, plan, corpus, contract)
+
+
+def test_once_the_corpus_is_known_the_largest_object_must_fit_into_one_rank(load, tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "the licence of the work " * 40}))
+    config = load("--data.heldout=[]", "--evaluate.prompts=0", "--data.loss_on=all", "--training.ranks=8")
+    corpus = corpus_of(prepare(config))
+    contract = capture_contract(config, read_target(config.target.path))
+    check_store(config, make_plan(config, corpus), corpus, contract)
+    config.store.bytes_per_rank = Bytes(90_000)
+    with pytest.raises(UserError, match=r"holds no object of more than .* and a sample of \d+ tokens makes one of"):
+        check_store(config, make_plan(config, corpus), corpus, contract)
