@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specbatch.acceptance import (
+    Answers,
+    acceptance_length,
+    acceptance_rate,
+    differences,
+    disagreements,
+    measure,
+)
+
+HEALTHY = [0.504, 0.268, 0.170]
+"""Of 607 verify steps, after a training that ended with the accuracies below (facts from a real run)."""
+ACCURACY = [0.46, 0.41, 0.37, 0.33]
+
+
+def test_acceptance_length_counts_the_bonus_token_and_not_the_prefill():
+    assert acceptance_length([10, 0, 0, 0]) == 1.0
+    assert acceptance_length([301, 143, 60, 103]) == pytest.approx(1.942, abs=1e-3)
+
+
+def test_acceptance_length_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="verify step"):
+        acceptance_length([0, 0])
+
+
+def test_a_position_is_accepted_where_all_before_it_are():
+    assert acceptance_rate([5, 3, 0, 2], 3) == [0.5, 0.2, 0.2]
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=9).filter(any))
+def test_acceptance_length_is_one_and_the_sum_of_the_rates(histogram):
+    assert acceptance_length(histogram) == pytest.approx(1 + sum(acceptance_rate(histogram, len(histogram) - 1)))
+
+
+def test_measure_compares_token_for_token():
+    plain = Answers([[5, 6, 7], [8]], 2.0)
+    speculative = Answers([[5, 6, 9], [8]], 1.0, (1, 1))
+    found = measure(plain, speculative, draft_tokens=3)
+    assert (found["prompts"], found["identical"], found["output_tokens"]) == (2, 1, 4)
+    assert (found["tokens_per_s_plain"], found["tokens_per_s_speculative"]) == (2.0, 4.0)
+    assert found["accepted_histogram"] == [1, 1, 0, 0]
+    assert found["acceptance_rate"] == [0.5, 0.0, 0.0]
+    assert found["acceptance_length"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ([[1, 2], [4, 9, 6]], "on 1 of 2 prompts, first on prompt 1 at answer token 1 .*: plain 5, speculative 9"),
+        ([[1, 2], [4, 5]], "at answer token 2 .*: plain 6, speculative ended"),
+        ([[], [4, 5, 6]], "first on prompt 0 at answer token 0 .*: plain 1, speculative ended"),
+    ],
+)
+def test_a_difference_is_told_with_its_first_place(other, told):
+    [warning] = differences(Answers([[1, 2], [4, 5, 6]], 1.0), Answers(other, 1.0), "float32")
+    assert re.search(f"output differs .*{told}", warning)
+
+
+def test_a_difference_in_bfloat16_is_told_how_to_explain_it():
+    [warning] = differences(Answers([[1]], 1.0), Answers([[2]], 1.0), "bfloat16")
+    assert "evaluate.dtype: float32" in warning
+
+
+def test_equal_outputs_give_no_warning():
+    assert differences(Answers([[1, 2]], 1.0), Answers([[1, 2]], 2.0), "bfloat16") == []
+
+
+def test_a_healthy_draft_gives_no_warning():
+    assert disagreements(HEALTHY, ACCURACY, 607) == []
+
+
+def test_a_draft_that_reads_the_wrong_layers_is_noticed_once():
+    [warning] = disagreements([0.05, 0.0, 0.0], ACCURACY, 900)
+    assert "draft 1 was accepted in 5% of 900 verify steps" in warning
+    assert "accuracy of 46%" in warning
+    for cause in ("eagle_aux_hidden_state_layer_ids", "d2t", "target", "prompts unlike the training data"):
+        assert cause in warning
+
+
+def test_a_draft_that_goes_wrong_after_its_first_token_is_noticed():
+    [warning] = disagreements([0.5, 0.02, 0.0], ACCURACY, 900)
+    assert "draft 2 was accepted in 4% of 450 verify steps" in warning
+    assert "rope_theta" in warning
+
+
+def test_an_acceptance_far_above_training_is_noticed():
+    [warning] = disagreements([0.9, 0.8, 0.7], ACCURACY, 900)
+    assert "also in the training data" in warning
+
+
+@pytest.mark.parametrize("rate", [[0.2, 0.0], [0.8, 0.6]])
+def test_few_verify_steps_prove_nothing(rate):
+    assert disagreements(rate, ACCURACY, 5) == []
+
+
+@pytest.mark.parametrize(("rate", "accuracy"), [([], ACCURACY), (HEALTHY, []), ([0.0, 0.0], [0.005, 0.005])])
+def test_nothing_to_compare_gives_no_warning(rate, accuracy):
+    assert disagreements(rate, accuracy, 1000) == []
