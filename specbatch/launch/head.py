@@ -228,7 +228,7 @@ class _Events:
         self._file = path.open("a", buffering=1)
         self._lock = threading.Lock()
 
-    def write(self, event: str, **facts: Any) -> None:
+    def write(self, event: str, /, **facts: Any) -> None:
         """Add a line."""
         with self._lock:
             self._file.write(json.dumps({"time": _iso(time.time()), "event": event, **facts}) + "\n")

@@ -61,7 +61,7 @@ class Steps:
         dealt = self._plan.assign(step, self._ranks)
         packs = [pack for share in dealt for pack in share]
         masks = [self._corpus.sample(sample).loss_mask for pack in packs for sample in pack.samples]
-        counts = np.sum([self._count(mask) for mask in masks], axis=0, dtype=np.int64)
+        counts = np.stack([self._count(mask) for mask in masks]).sum(axis=0, dtype=np.int64)
         decay = self._decay ** np.arange(len(counts))
         weights = np.divide(decay, counts, out=np.zeros_like(decay), where=counts > 0)
         tokens = sum(self._plan.tokens(pack) for pack in packs)
