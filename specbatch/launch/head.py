@@ -238,9 +238,16 @@ class _Events:
 
 
 def _owner() -> psutil.Process | None:
-    """The foreground process of a local run; the head of a job has none."""
+    """The foreground process of a local run; the head of a job has none.
+
+    Raises:
+        RunError: if it is gone already.
+    """
     pid = os.environ.get("SPECBATCH_OWNER")
-    return psutil.Process(int(pid)) if pid else None
+    try:
+        return psutil.Process(int(pid)) if pid else None
+    except psutil.NoSuchProcess as error:
+        raise RunError("the process that started this run is gone") from error
 
 
 def _iso(seconds: float) -> str:

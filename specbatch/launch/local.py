@@ -79,7 +79,7 @@ def _prepare(run_dir: RunDir, config: Config, display: Display) -> None:
     from specbatch.rundir import write_json
     from specbatch.target import capture_contract, fingerprint, read_target
 
-    summary = corpus.prepare(config, lambda text, done, total: display.update(done, total, text))
+    summary = corpus.prepare(config, lambda text, done, total: display.update(done, total, f"{text} {done}/{total}"))
     corpus.attach(run_dir, summary)
     display.say(summary.text())
     prepared = corpus.open_corpus(run_dir)
@@ -136,8 +136,12 @@ class _Foreground:
         self.display.stage(status["stage"])
         if status["stage"] == "training":
             self.display.training(status, self._metrics.read())
+        elif status["stage"] == "starting":
+            engines = ", ".join(f"{engine['name']} {engine['state']}" for engine in status["engines"])
+            joined = f"{status['ranks']} of {self.config.training.ranks} ranks"
+            self.display.update(0, 0, f"{engines or 'no engine yet'}, {joined}")
         else:
-            self.display.update(0, 0, status.get("doing", ""))
+            self.display.update(0, 0, "")
 
     def _code(self) -> int:
         status = read_json(self.run_dir.status) or {}

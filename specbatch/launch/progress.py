@@ -103,11 +103,11 @@ class Display:
         self._line(STAGES[name])
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Show how far the stage is."""
+        """Show how far the stage is; a total of 0 means that nobody knows."""
         if self._task is not None:
             self._bars.update(self._task, completed=done, total=total or None, text=text)
         if time.monotonic() - self._last_line >= self.interval_s:
-            self._line(f"{STAGES.get(self._stage, '')} {done}/{total} {text}")
+            self._line(f"{STAGES[self._stage]}: {text}" if text else STAGES[self._stage])
 
     def training(self, status: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Show the training from the head's status and the metrics that are new."""

@@ -43,7 +43,7 @@ def shown(tmp_path, *, terminal: bool) -> tuple[str, str]:
     console = Console(file=screen, force_terminal=terminal, width=120, highlight=False)
     with Display(tmp_path / "run.log", 0.0, console) as display:
         display.stage("preparing")
-        display.update(5, 10, "conversations")
+        display.update(5, 10, "conversations 5/10")
         display.stage("training")
         display.training(STATUS, [ROW])
         display.say("a message")
@@ -53,8 +53,9 @@ def shown(tmp_path, *, terminal: bool) -> tuple[str, str]:
 def test_the_log_file_has_a_line_an_interval_and_no_bars(tmp_path):
     _, log = shown(tmp_path, terminal=True)
     lines = [line.split(" ", 2)[2] for line in log.splitlines()]
-    assert lines[:3] == ["preparing", "preparing 5/10 conversations", "preparing took 0.0 s"]
-    assert "training 10/40 step 10/40, loss 1.234" in log
+    assert lines[:2] == ["preparing", "preparing: conversations 5/10"]
+    assert lines[2].startswith("preparing took ")
+    assert "training: step 10/40, loss 1.234" in log
     assert "a message" in log
     assert "━" not in log
     assert "\x1b" not in log
