@@ -18,7 +18,7 @@ from specbatch.config import Config
 from specbatch.config.rules import Bytes
 from specbatch.errors import UserError
 from specbatch.inference.arguments import RESERVED_TOKENS, refusal, refuse_unknown
-from specbatch.target import TargetShape, aux_layers, embedding_name, head_name, read_target, stored_head
+from specbatch.target import TargetShape, aux_layers, brings_code, embedding_name, head_name, read_target, stored_head
 from specbatch.tokens import tokenizer_ids
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def check(config: Config) -> list[str]:
     warnings += _warn_of_store(config, shape)
     if config.training.max_steps:
         warnings += _warn_of_warmup(config, config.training.max_steps)
+    if not config.target.trust_remote_code and brings_code(shape):
+        warnings.append(
+            f"target.trust_remote_code: false: {shape.path} brings Python code of its own (auto_map in its config.json); "
+            "if it can't be loaded without, read that code and set target.trust_remote_code: true"
+        )
     if config.target.dtype == "auto" and shape.dtype == "float32":
         warnings.append(
             "target.dtype: auto: the checkpoint is float32, which SGLang computes in float16; set target.dtype: "

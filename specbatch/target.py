@@ -209,6 +209,12 @@ def stored_head(shape: TargetShape) -> str | None:
     return min(names, key=len, default=None)
 
 
+def brings_code(shape: TargetShape) -> bool:
+    """Whether the directory holds Python code for its model or its tokenizer."""
+    files = (_read_json(shape.path / name) or {} for name in ("config.json", "tokenizer_config.json"))
+    return any(content.get("auto_map") for content in files)
+
+
 def aux_layers(config: Config, shape: TargetShape) -> tuple[int, ...]:
     """Layers whose outputs the draft reads: as configured, else a low, a middle and a high one.
 

@@ -229,6 +229,13 @@ def test_a_float32_target_is_warned_of_where_sglang_would_compute_in_float16(loa
     assert check(load("--target.dtype=float32", target=target)) == []
 
 
+def test_a_target_with_code_of_its_own_is_warned_of_until_it_is_trusted(load, changed):
+    target = changed(auto_map={"AutoConfig": "configuration_tiny.TinyConfig"})
+    (warning,) = check(load(target=target))
+    assert warning.startswith("target.trust_remote_code: false: ")
+    assert check(load("--target.trust_remote_code", target=target)) == []
+
+
 def test_a_run_that_has_begun_is_not_begun_again(load, tmp_path):
     config = load()
     (tmp_path / "run").mkdir()
