@@ -53,7 +53,7 @@ class Master:
 
     Raises:
         UserError: when entering, if Mooncake is not installed.
-        RunError: when entering, if the master does not start.
+        RunError: when entering, if the master does not start, or the address is not this machine's.
     """
 
     def __init__(self, host: str, log_path: Path) -> None:
@@ -163,6 +163,8 @@ def _free_ports(host: str, count: int) -> list[int]:
             sockets.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
             sockets[-1].bind((host, 0))
         return [s.getsockname()[1] for s in sockets]
+    except OSError as error:
+        raise RunError(f"no port is free on {host}, or it is no address of this machine: {error}") from error
     finally:
         for s in sockets:
             s.close()

@@ -31,7 +31,9 @@ LOCAL_BUFFER_BYTES = 16 << 20
 PROBE_S = 10.0
 SETUP_DEADLINE_S = 60.0
 CLOSE_DEADLINE_S = 15.0
-RETRY_S = 0.05
+RETRY_S = 0.02
+LONGEST_RETRY_S = 0.5
+"""Between two tries to put what had no room."""
 
 NO_ROOM = -200
 NOT_THERE = -704
@@ -172,7 +174,7 @@ class StoreClient:
             raise ValueError("objects need distinct keys and at least one byte")
         replicate = self._pinned(segment)
         until = time.monotonic() + wait_s
-        left = list(range(len(keys)))
+        left, pause_s = list(range(len(keys))), RETRY_S
         while left:
             codes = self._call(
                 "put",
@@ -189,9 +191,10 @@ class StoreClient:
             if left and time.monotonic() >= until:
                 missing = sum(sizes[i] for i in left)
                 stored = [i not in left for i in range(len(keys))]
-                raise StoreFull(f"no room for {len(left)} objects of {missing} bytes after {wait_s:.0f} s", stored)
+                raise StoreFull(f"no room for {len(left)} objects of {missing} bytes after {wait_s:g} s", stored)
             if left:
-                time.sleep(min(RETRY_S, max(until - time.monotonic(), 0.0)))
+                time.sleep(min(pause_s, max(until - time.monotonic(), 0.0)))
+                pause_s = min(2 * pause_s, LONGEST_RETRY_S)
 
     def get(self, keys: Sequence[str], pointers: Sequence[int], sizes: Sequence[int]) -> list[str | None]:
         """Copy objects into memory.
@@ -207,7 +210,7 @@ class StoreClient:
         if not call.wait(self._deadline_s):
             with self._lock:
                 self._reading[call] = ranges
-            return [f"no answer within {self._deadline_s:.0f} s"] * len(keys)
+            return [f"no answer within {self._deadline_s:g} s"] * len(keys)
         return [_problem(code, size) for code, size in zip(call.result(), sizes, strict=True)]
 
     def remove(self, keys: Sequence[str]) -> None:
@@ -247,7 +250,7 @@ class StoreClient:
         deadline_s = deadline_s or self._deadline_s
         call = self._calls.start(function, *arguments)
         if not call.wait(deadline_s):
-            raise StoreTimeout(f"{what}: the store did not answer within {deadline_s:.0f} s")
+            raise StoreTimeout(f"{what}: the store did not answer within {deadline_s:g} s")
         return call.result()
 
     def _memory_is_free(self, ranges: list[tuple[int, int]]) -> bool:
@@ -291,16 +294,19 @@ def memory(pointer: int, nbytes: int) -> memoryview:
     return memoryview((ctypes.c_char * nbytes).from_address(pointer)).cast("B")
 
 
-def own_address(host: str, port: int) -> str:
+def own_address(host: str, port: int, timeout_s: float = PROBE_S) -> str:
     """The address of this machine that faces the head: what others reach it by.
+
+    Args:
+        timeout_s: how long to try.
 
     Raises:
         StoreError: if nobody listens there, which Mooncake itself would notice only after 90 s.
     """
-    until = time.monotonic() + PROBE_S
+    until = time.monotonic() + timeout_s
     while True:
         try:
-            with socket.create_connection((host, port), timeout=PROBE_S) as probe:
+            with socket.create_connection((host, port), timeout=max(timeout_s, 0.1)) as probe:
                 return str(probe.getsockname()[0])
         except OSError as error:
             if time.monotonic() >= until:
