@@ -69,7 +69,7 @@ def start(lab: Lab, flawed_target: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def whole(start: Callable[..., CapturingServer]) -> Iterator[CapturingServer]:
-    """An engine that never cuts a prefill; its ring holds less than a batch, and it waits for room in the store briefly."""
+    """An engine that never cuts a prefill; its ring holds less than a batch, and its rows wait briefly for room."""
     with start({"buffer_bytes": 1 << 20, "put_timeout_s": 1.5}, chunked_prefill_size=-1) as server:
         yield server
 

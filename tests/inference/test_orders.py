@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ POSITIONS = st.sets(st.integers(0, 200)).map(lambda found: np.array(sorted(found
 def test_chunks_together_hold_each_wanted_row_once(positions: np.ndarray, a: int, b: int) -> None:
     wanted = ranges(positions)
     cuts = [0, *sorted((a, b)), 201]
-    found = [rows_between(wanted, start, stop) + start for start, stop in zip(cuts, cuts[1:], strict=False)]
+    found = [rows_between(wanted, start, stop) + start for start, stop in pairwise(cuts)]
     assert np.concatenate(found).tolist() == positions.tolist()
 
 

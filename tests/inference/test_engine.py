@@ -1,0 +1,122 @@
+"""An engine works for a real dispatcher, and whatever happens to it, every pack is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from specbatch.dispatch.client import Client
+from specbatch.errors import RunError
+from specbatch.inference.engine import Engine
+from tests.inference.run import Stage, Trainer, in_thread, stage
+
+pytestmark = pytest.mark.slow
+WORDS = ["the", "draft", "proposes", "what", "the", "target", "would", "have", "said", "if", "it", "were", "asked"]
+
+
+def texts(count: int) -> list[str]:
+    """Texts of many lengths."""
+    return [" ".join(WORDS[(i * 7 + j) % len(WORDS)] + str(i) for j in range(4 + i * 5 % 37)) for i in range(count)]
+
+
+def schedulers() -> list[psutil.Process]:
+    """Processes below this one that compute."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if "sglang::scheduler" in " ".join([*process.cmdline(), process.name()])]
+
+
+def engine_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "sglang" in " ".join(process.cmdline()) + process.name():
+                found.append(process)
+    return found
+
+
+def wait_until_ready(engine: Engine) -> None:
+    until = time.monotonic() + 300
+    while engine.state != "ready" and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def reference(target: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+
+
+def test_a_killed_and_a_stuck_engine_lose_no_pack_and_a_refused_one_is_void(tmp_path: Path, tiny_target: Path) -> None:
+    with (
+        stage(
+            tmp_path,
+            tiny_target,
+            [*texts(60), " ".join(WORDS * 20)],
+            window_bytes=600_000,
+            deterministic=True,
+            # The longest sample does not fit.
+            sglang={"context_length": 240},
+        ) as made,
+        contextlib.closing(Client(made.rendezvous)) as client,
+        contextlib.closing(Client(made.rendezvous)) as rank,
+    ):
+        engine = made.engine(client, stuck_s=15.0)
+        trainer = Trainer(made, rank, reference(tiny_target))
+        thread, failures = in_thread(engine)
+        trainer.join()
+        steps = made.plan.steps
+        assert steps > 8
+        for step in range(1, steps + 1):
+            trainer.train(step)
+            if step == 2:
+                for process in schedulers():
+                    process.kill()
+            if step == 5:
+                for process in schedulers():
+                    process.send_signal(signal.SIGSTOP)
+        thread.join(60)
+        assert not thread.is_alive()
+        assert failures == []
+        assert_complete(made, trainer)
+        whys = [str(facts["why"]) for name, facts in made.events if name == "failed"]
+        assert any("ended" in why or "broke off" in why for why in whys)
+        assert any("computed nothing for 15 s" in why for why in whys)
+    assert engine_processes() == []
+
+
+def assert_complete(made: Stage, trainer: Trainer) -> None:
+    longest = int(made.corpus.lengths.argmax())
+    packs = [pack for step in range(1, made.plan.steps + 1) for pack in made.plan.packs(step)]
+    assert trainer.void == [pack.id for pack in packs if longest in pack.samples]
+    assert set(trainer.rows) == {pack.id for pack in packs} - set(trainer.void)
+
+
+def test_an_engine_leaves_while_it_starts(tmp_path: Path, tiny_target: Path) -> None:
+    with (
+        stage(tmp_path, tiny_target, texts(10), window_bytes=600_000) as made,
+        contextlib.closing(Client(made.rendezvous)) as client,
+    ):
+        client.drain("the test says so")
+        thread, failures = in_thread(made.engine(client, stuck_s=60.0))
+        thread.join(60)
+        assert not thread.is_alive()
+        assert failures == []
+    assert engine_processes() == []
+
+
+def test_an_engine_that_never_starts_is_given_up_with_its_log(tmp_path: Path, tiny_target: Path) -> None:
+    with (
+        stage(
+            tmp_path, tiny_target, texts(10), window_bytes=600_000, max_restarts=1, sglang={"load_format": "nonsense"}
+        ) as made,
+        contextlib.closing(Client(made.rendezvous)) as client,
+    ):
+        with pytest.raises(RunError, match=r"(?s)broke 2 times.*nonsense"):
+            made.engine(client, stuck_s=60.0).run()
+        [report] = client.status().engines
+        assert report.state == "restarting"
