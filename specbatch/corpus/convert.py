@@ -51,7 +51,8 @@ def convert_rows(
             yield [converter.convert(place, row) for place, row in batch]
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "transformers"])
+    # The libraries take seconds to import: once, not once a process.
+    context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
     with ProcessPoolExecutor(workers, context, _start, (config, prompts)) as pool:
         waiting: deque[Future[list[Converted]]] = deque()
         for batch in batches:

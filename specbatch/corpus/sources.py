@@ -66,7 +66,7 @@ def find_sources(names: Iterable[str]) -> list[Source]:
         elif path.is_absolute() or name.startswith(("./", "../", "~")) or _kind(path):
             raise UserError(f"{name}: no such file or directory")
         else:
-            found.append(_HubName(name))
+            found.append(HubName(name))
     return found
 
 
@@ -208,7 +208,7 @@ class _Parquet:
                 yield number, without_nulls(row)
 
 
-class _HubName:
+class HubName:
     """A data set that `datasets` finds by name: ``name`` or ``name:split``, split ``train`` if not said."""
 
     def __init__(self, name: str) -> None:

@@ -1,0 +1,67 @@
+"""A tokenizer and what turns rows into samples, for any chat template."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specbatch.config import Config, Data, Run, Target
+from specbatch.corpus.samples import Converter
+from specbatch.corpus.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_target: Path) -> Any:
+    """The tiny target's, with its ChatML template; read only."""
+    return load_tokenizer(Config(Run(dir="unused"), Target(str(tiny_target)), Data(train=[])))
+
+
+@pytest.fixture
+def converter(tokenizer: Any) -> Callable[..., Converter]:
+    """Makes a converter for a chat template, the tokenizer's own if not given, and settings of ``data``."""
+
+    def make(
+        template: str | None = None, *, prompts: bool = False, end_ids: tuple[int, ...] = (), **data: Any
+    ) -> Converter:
+        mine = tokenizer
+        if template is not None:
+            mine = copy.deepcopy(tokenizer)
+            mine.chat_template = template
+        return Converter(mine, end_ids, Data(train=[], **data), prompts)
+
+    return make
+
+
+@pytest.fixture
+def settings(tiny_target: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Makes a configuration for files with the given bytes, a cache of its own and settings of ``data``."""
+
+    def make(
+        files: dict[str, bytes], *, target: Path = tiny_target, heldout: tuple[str, ...] = (), **data: Any
+    ) -> Config:
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        train = [str(tmp_path / name) for name in files if name not in heldout]
+        return Config(
+            Run(dir=str(tmp_path / "run")),
+            Target(str(target)),
+            Data(
+                train=train,
+                heldout=[str(tmp_path / name) for name in heldout],
+                cache_dir=str(tmp_path / "cache"),
+                **data,
+            ),
+        )
+
+    return make
+
+
+@pytest.fixture
+def target_copy(tiny_target: Path, tmp_path: Path) -> Path:
+    """A directory with the tiny target's tokenizer that may be changed; without weights."""
+    return Path(shutil.copytree(tiny_target, tmp_path / "a target", ignore=shutil.ignore_patterns("*.safetensors")))
