@@ -17,7 +17,6 @@ import torch
 
 from specbatch.capture import CaptureContract
 from specbatch.dispatch.client import Client
-from specbatch.dispatch.messages import Phase
 from specbatch.dispatch.rendezvous import Rendezvous
 from specbatch.manifest import Manifest, missing
 from specbatch.plan import Pack
@@ -210,8 +209,6 @@ class Prefetcher:
             except Lost as lost:
                 log.warning("lost pack=%s.%s claim=%d why=%s", *manifest.pack, manifest.claim, lost)
                 self._client.lost(self._rank, manifest.pack, manifest.claim, str(lost))
-        if reply.phase is Phase.STOP and not reply.stored and not reply.void:
-            self._give_up_if_needed()
 
     def _get(self, held: _Held, manifest: Manifest) -> None:
         lacking = missing(manifest, held.rows.rows, self._contract.widths)

@@ -17,7 +17,7 @@ from torchtitan.protocols.model import BaseModel
 from torchtitan.protocols.model_spec import ModelSpec
 
 from specbatch.config import Config
-from specbatch.corpus.vocabulary import draft_vocabulary
+from specbatch.corpus import draft_vocabulary
 from specbatch.target import TargetShape, capture_contract, embedding, lm_head
 from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config
 from specbatch.training.drafts.rope import Rope
@@ -112,4 +112,5 @@ def _draft_ids(config: Config, target: TargetShape, corpus: Corpus) -> tuple[int
     size = config.draft.vocab_size
     if size is None or size >= target.vocab:
         return tuple(range(target.vocab))
-    return tuple(draft_vocabulary(corpus.loss_token_counts, size, len(corpus.loss_token_counts)).tolist())
+    size = min(size, corpus.tokenizer_size)
+    return tuple(draft_vocabulary(corpus.loss_token_counts, size, corpus.tokenizer_size).tolist())
