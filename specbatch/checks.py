@@ -50,7 +50,7 @@ def check(config: Config) -> list[str]:
         warnings += _warn_of_warmup(config, config.training.max_steps)
     if not config.target.trust_remote_code and brings_code(shape):
         warnings.append(
-            f"target.trust_remote_code: false: {shape.path} brings Python code of its own (auto_map in its config.json); "
+            f"target.trust_remote_code: false: {shape.path} brings Python code of its own (auto_map in config.json); "
             "if it can't be loaded without, read that code and set target.trust_remote_code: true"
         )
     if config.target.dtype == "auto" and shape.dtype == "float32":

@@ -44,7 +44,7 @@ def between(low: float, high: float) -> Rule:
 
 
 NOT_EMPTY = Rule("that is not empty", bool)
-ONE_LINE = Rule("in one line", lambda value: not re.search(r"[\n\r\0]", value))
+ONE_LINE = Rule("that is in one line", lambda value: not re.search(r"[\n\r\0]", value))
 
 
 class Bytes(int):
@@ -89,7 +89,7 @@ def describe(hint: Any) -> str:
         words, example = "a number of bytes", ", as 4GiB or 4294967296"
     else:
         words = _NOUNS[origin or hint]
-    return " ".join([words, *(rule.text for rule in rules)]) + example
+    return " ".join([words, " and ".join(rule.text for rule in rules)]).rstrip() + example
 
 
 def has_rules(hint: Any) -> bool:
