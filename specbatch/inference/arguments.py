@@ -165,6 +165,8 @@ def engine_arguments(config: Config, target: TargetShape) -> dict[str, Any]:
     if config.inference.deterministic:
         # Where a prefill is cut, and so its last bits, would depend on the others in its batch.
         arguments["chunked_prefill_size"] = -1
+        # Of a batch; a sample that is longer would have to be cut.
+        arguments["max_prefill_tokens"] = max(16384, config.data.max_tokens)
     if _longer_than_target(config, target):
         arguments["context_length"] = _longest(config) + RESERVED_TOKENS
     if not accelerator_available():

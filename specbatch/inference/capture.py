@@ -15,10 +15,12 @@ which is how a full store slows an engine down.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from specbatch.capture import BYTES_PER_VALUE
@@ -45,8 +47,18 @@ class Capture:
     def __init__(self, widths: Mapping[str, int], sender: Sender) -> None:
         self.widths = dict(widths)
         self.sender = sender
-        self.waiting = 0
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
         """Pieces that found no room; later ones must not overtake them."""
+        return self._waiting
+
+    def count_waiting(self, change: int) -> None:
+        """Note that a piece waits, or no longer does; SGLang may copy in a thread of its own."""
+        with self._lock:
+            self._waiting += change
 
     def gather(self, batch: Any, output: Any) -> PrefillRows | None:
         """Copy the rows that a prefill's requests have orders for, on the current stream.
@@ -73,19 +85,19 @@ class Capture:
                 raise CaptureError(f"specbatch: {name} is {found}, not {(sum(lengths), width)}, for prefills {lengths}")
         pieces: list[Piece] = []
         requests: list[Any] = []
-        chosen: dict[str, list[int]] = {name: [] for name in self.widths}
+        chosen: dict[str, list[np.ndarray]] = {name: [] for name in self.widths}
         start = 0
         for request, order, first, length in zip(batch.reqs, orders, batch.prefix_lens, lengths, strict=True):
             if order is not None:
                 rows: dict[str, int] = {}
                 for name in self.widths:
                     wanted = rows_between(order.rows.get(name, ()), int(first), int(first) + length)
-                    chosen[name] += (wanted + start).tolist()
+                    chosen[name].append(wanted + start)
                     rows[name] = len(wanted)
                 pieces.append(Piece(order, int(first), length, rows, self._bytes(rows)))
                 requests.append(request)
             start += length
-        gathered = {name: _select(tensors[name], chosen[name]) for name in self.widths}
+        gathered = {name: _select(tensors[name], np.concatenate(chosen[name])) for name in self.widths}
         return PrefillRows(self, pieces, requests, gathered)
 
     def _bytes(self, rows: Mapping[str, int]) -> int:
@@ -119,7 +131,7 @@ class PrefillRows:
         self.finite = {name: copy_tensor(torch.isfinite(rows).all(dim=1)) for name, rows in self.gathered.items()}
         for index, piece in enumerate(self.pieces):
             if piece.bytes and (self.capture.waiting or not self._copy(index, timeout_s=0.0)):
-                self.capture.waiting += 1
+                self.capture.count_waiting(1)
         return self
 
     def consume(self, batch: Any, commits: Sequence[Any]) -> None:
@@ -132,7 +144,7 @@ class PrefillRows:
                 ready = []
                 while not self._copy(index, timeout_s=ROOM_POLL_S):
                     self.capture.sender.check()
-                self.capture.waiting -= 1
+                self.capture.count_waiting(-1)
             piece.why_not = self._why_not(index, request)
             ready.append(piece)
         self.capture.sender.send(ready)
@@ -185,8 +197,8 @@ def order_of(request: Any) -> Order | None:
     return msgspec.convert(parameters[ORDER_KEY], Order)
 
 
-def _select(tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    index = torch.tensor(rows, dtype=torch.int64)
+def _select(tensor: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    index = torch.from_numpy(rows)
     if tensor.device.type != "cpu":
         index = index.pin_memory().to(tensor.device, non_blocking=True)
     return tensor.index_select(0, index).to(torch.bfloat16)

@@ -2,7 +2,7 @@
 
 ``python -m specbatch.inference.guard OWNER GRACE_S COMMAND...`` ends the command and everything that it started when
 its own standard input closes, when the process OWNER is no longer its parent, or when the command ends by itself;
-then it removes the folder that the command had for temporary files.
+then it removes the folder that the command had for temporary files. If it is killed itself, so is the command.
 The owner keeps the other end of the pipe, so its death, however sudden, closes it. It is a process of its own because
 the kernel's parent-death signal is bound to the thread that started a child, and engines are restarted from threads.
 """
@@ -10,6 +10,7 @@ the kernel's parent-death signal is bound to the thread that started a child, an
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 POLL_S = 0.25
+PR_SET_PDEATHSIG = 1
 
 
 def main(owner: int, grace_s: float, command: list[str]) -> int:
@@ -42,7 +44,10 @@ def main(owner: int, grace_s: float, command: list[str]) -> int:
 
 
 def _watch(owner: int, grace_s: float, command: list[str], environment: dict[str, str]) -> int:
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+    # Safe between fork and exec: there is one thread, and it lives as long as the process.
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True, preexec_fn=_die_with_parent
+    )
     try:
         while child.poll() is None and os.getppid() == owner:
             if select.select([sys.stdin.fileno()], [], [], POLL_S)[0]:
@@ -55,6 +60,11 @@ def _watch(owner: int, grace_s: float, command: list[str], environment: dict[str
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
     return child.wait()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process with its parent: the guard itself may be killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

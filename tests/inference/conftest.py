@@ -61,7 +61,6 @@ def start(lab: Lab, flawed_target: Path, tmp_path_factory: pytest.TempPathFactor
             lab.settings(**(settings or {})),
             aux_layers=AUX_LAYERS,
             threads=1,
-            start_timeout_s=300.0,
         )
 
     return make

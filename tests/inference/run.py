@@ -156,7 +156,7 @@ def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **
             cache_dir=str(folder / "cache"),
         ),
         training=Training(tokens_per_pack=256, packs_per_step=2),
-        inference=Inference(threads=1, heartbeat_s=1.0, start_timeout_s=300.0, **inference),
+        inference=Inference(threads=1, heartbeat_s=1.0, **inference),
     )
     corpus = corpus_of(prepare(config))
     plan, shape = make_plan(config, corpus), read_target(config.target.path)

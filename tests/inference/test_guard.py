@@ -49,6 +49,17 @@ def test_all_ends_when_the_owner_is_killed(tmp_path: Path) -> None:
     assert gone(below)
 
 
+def test_the_command_ends_when_the_guard_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "child"
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, sys.executable, "-c", STUBBORN, str(note)])
+    guard, command, child = tree(owner.pid, note)
+    guard.kill()
+    assert gone([command])
+    child.kill()
+    owner.kill()
+    owner.wait()
+
+
 def test_all_ends_when_the_owner_lets_go(tmp_path: Path) -> None:
     note = tmp_path / "child"
     command = [sys.executable, "-c", STUBBORN, str(note)]
