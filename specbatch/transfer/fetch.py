@@ -10,9 +10,6 @@ from specbatch.transfer.store import StoreClient, checksum, memory
 
 __all__ = ["Destination", "Lost", "problems", "read_pack", "remove_pack"]
 
-BATCH_BYTES = 64 << 20
-"""Got in one call, so that a call's deadline is about so many bytes and not about a whole pack of any size."""
-
 
 class Lost(Exception):
     """A pack is not in the store, or not what its manifest says: to be reported, and computed again."""
@@ -53,13 +50,12 @@ def problems(client: StoreClient, laid: Sequence[Read], seed: int) -> list[str]:
         a sentence for each that is not there or not what was stored; empty if all is well.
     """
     found: list[str] = []
-    for batch in _batches(laid):
-        answers = client.get([r.key for r in batch], [r.pointer for r in batch], [r.bytes for r in batch])
-        for read, problem in zip(batch, answers, strict=True):
-            if problem is None and checksum(memory(read.pointer, read.bytes), seed) != read.checksum:
-                problem = "its bytes are not those that were stored"
-            if problem is not None:
-                found.append(f"object {read.key}: {problem}")
+    answers = client.get([read.key for read in laid], [read.pointer for read in laid], [read.bytes for read in laid])
+    for read, problem in zip(laid, answers, strict=True):
+        if problem is None and checksum(memory(read.pointer, read.bytes), seed) != read.checksum:
+            problem = "its bytes are not those that were stored"
+        if problem is not None:
+            found.append(f"object {read.key}: {problem}")
     return found
 
 
@@ -70,15 +66,3 @@ def remove_pack(client: StoreClient, run: str, attempt: int, manifest: Manifest)
         StoreError: if the store can't be reached.
     """
     client.remove([object_key(run, attempt, manifest, chunk) for chunk in manifest.chunks])
-
-
-def _batches(laid: Sequence[Read]) -> list[list[Read]]:
-    batches: list[list[Read]] = []
-    room = 0
-    for read in laid:
-        if not batches or read.bytes > room:
-            batches.append([])
-            room = BATCH_BYTES
-        batches[-1].append(read)
-        room -= read.bytes
-    return batches

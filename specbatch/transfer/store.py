@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 SMALLEST_SEGMENT_BYTES = 16 << 20
 """Mooncake refuses less."""
 USABLE_FRACTION = 0.85
+BATCH_BYTES = 64 << 20
+"""Most bytes of one call, so that its deadline is for so much and not for any amount."""
 LOCAL_BUFFER_BYTES = 16 << 20
 """Mooncake's copying calls would use it; ours are none of them, but it insists on a little."""
 PROBE_S = 10.0
@@ -174,27 +176,31 @@ class StoreClient:
             raise ValueError("objects need distinct keys and at least one byte")
         replicate = self._pinned(segment)
         until = time.monotonic() + wait_s
-        left, pause_s = list(range(len(keys))), RETRY_S
-        while left:
-            codes = self._call(
-                "put",
-                self._store.batch_put_from,
-                [keys[i] for i in left],
-                [pointers[i] for i in left],
-                [sizes[i] for i in left],
-                replicate,
-            )
-            for i, code in zip(left, codes, strict=True):
-                if code not in (0, NO_ROOM):
-                    raise StoreError(f"object {keys[i]} could not be stored: {_meaning(code)}")
-            left = [i for i, code in zip(left, codes, strict=True) if code == NO_ROOM]
-            if left and time.monotonic() >= until:
-                missing = sum(sizes[i] for i in left)
-                stored = [i not in left for i in range(len(keys))]
-                raise StoreFull(f"no room for {len(left)} objects of {missing} bytes after {wait_s:g} s", stored)
-            if left:
-                time.sleep(min(pause_s, max(until - time.monotonic(), 0.0)))
-                pause_s = min(2 * pause_s, LONGEST_RETRY_S)
+        stored = [False] * len(keys)
+        pause_s = RETRY_S
+        while True:
+            for batch in _batches([i for i, there in enumerate(stored) if not there], sizes):
+                codes = self._call(
+                    "put",
+                    self._store.batch_put_from,
+                    [keys[i] for i in batch],
+                    [pointers[i] for i in batch],
+                    [sizes[i] for i in batch],
+                    replicate,
+                )
+                for i, code in zip(batch, codes, strict=True):
+                    if code not in (0, NO_ROOM):
+                        raise StoreError(f"object {keys[i]} could not be stored: {_meaning(code)}")
+                    stored[i] = code == 0
+            if all(stored):
+                return
+            if time.monotonic() >= until:
+                missing = [size for size, there in zip(sizes, stored, strict=True) if not there]
+                raise StoreFull(
+                    f"no room for {len(missing)} objects of {sum(missing)} bytes after {wait_s:g} s", stored
+                )
+            time.sleep(min(pause_s, max(until - time.monotonic(), 0.0)))
+            pause_s = min(2 * pause_s, LONGEST_RETRY_S)
 
     def get(self, keys: Sequence[str], pointers: Sequence[int], sizes: Sequence[int]) -> list[str | None]:
         """Copy objects into memory.
@@ -203,15 +209,10 @@ class StoreClient:
             for each object None, or why it is lost: not there, its owner gone, of another length, no answer.
             Whether the bytes are right is not seen here; `specbatch.transfer.fetch` does.
         """
-        ranges = [(pointer, pointer + size) for pointer, size in zip(pointers, sizes, strict=True)]
-        if not self._memory_is_free(ranges):
-            return ["an earlier read into the same memory has not ended"] * len(keys)
-        call = self._calls.start(self._store.batch_get_into, list(keys), list(pointers), list(sizes))
-        if not call.wait(self._deadline_s):
-            with self._lock:
-                self._reading[call] = ranges
-            return [f"no answer within {self._deadline_s:g} s"] * len(keys)
-        return [_problem(code, size) for code, size in zip(call.result(), sizes, strict=True)]
+        found: list[str | None] = []
+        for batch in _batches(range(len(keys)), sizes):
+            found += self._get([keys[i] for i in batch], [pointers[i] for i in batch], [sizes[i] for i in batch])
+        return found
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove objects, whoever reads them; those that are not there are no error.
@@ -252,6 +253,17 @@ class StoreClient:
         if not call.wait(deadline_s):
             raise StoreTimeout(f"{what}: the store did not answer within {deadline_s:g} s")
         return call.result()
+
+    def _get(self, keys: list[str], pointers: list[int], sizes: list[int]) -> list[str | None]:
+        ranges = [(pointer, pointer + size) for pointer, size in zip(pointers, sizes, strict=True)]
+        if not self._memory_is_free(ranges):
+            return ["an earlier read into the same memory has not ended"] * len(keys)
+        call = self._calls.start(self._store.batch_get_into, keys, pointers, sizes)
+        if not call.wait(self._deadline_s):
+            with self._lock:
+                self._reading[call] = ranges
+            return [f"no answer within {self._deadline_s:g} s"] * len(keys)
+        return [_problem(code, size) for code, size in zip(call.result(), sizes, strict=True)]
 
     def _memory_is_free(self, ranges: list[tuple[int, int]]) -> bool:
         """Wait for earlier reads that ran into their deadline and may still write into this memory."""
@@ -325,6 +337,19 @@ def _check_protocol(config: Store) -> None:
     if lacking := [name for name in devices if name not in there]:
         known = ", ".join(there) or "no RDMA device at all"
         raise UserError(f"store.devices: {', '.join(lacking)}: this node has {known}; or use store.protocol tcp")
+
+
+def _batches(indices: Iterable[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Indices of objects, in order, in batches of at most `BATCH_BYTES` or of one object."""
+    batches: list[list[int]] = []
+    room = 0
+    for i in indices:
+        if not batches or sizes[i] > room:
+            batches.append([])
+            room = BATCH_BYTES
+        batches[-1].append(i)
+        room -= sizes[i]
+    return batches
 
 
 def _pinned(module: Any, segment: str) -> Any:

@@ -14,7 +14,7 @@ import xxhash
 from specbatch.config import Store
 from specbatch.errors import UserError
 from specbatch.transfer import store as module
-from specbatch.transfer.store import StoreClient, StoreError, checksum, memory, own_address, usable_bytes
+from specbatch.transfer.store import StoreClient, StoreError, _batches, checksum, memory, own_address, usable_bytes
 
 
 @dataclass
@@ -82,3 +82,9 @@ def test_no_module_of_the_store_loads_mooncake_when_imported():
     for path in source.glob("*.py"):
         lines = path.read_text().splitlines()
         assert not [line for line in lines if line.startswith(("import mooncake", "from mooncake", "import torch"))]
+
+
+def test_calls_are_cut_so_that_each_has_a_bounded_number_of_bytes():
+    sizes = [30 << 20, 30 << 20, 30 << 20, 200 << 20, 1, 2]
+    assert _batches([0, 1, 2, 3, 5], sizes) == [[0, 1], [2], [3], [5]]
+    assert _batches([], sizes) == []
