@@ -70,7 +70,7 @@ class Corpus:
             IndexError: if there is no such sample.
         """
         ids, mask = (self._row(i).column(name).chunk(0).flatten() for name in ("input_ids", "loss_mask"))
-        return Sample(ids.to_numpy(), mask.to_numpy(zero_copy_only=False))
+        return Sample(ids.to_numpy().copy(), mask.to_numpy(zero_copy_only=False))
 
     def place(self, i: int) -> str:
         """File and line that a sample comes from."""

@@ -150,7 +150,8 @@ class Template:
             text = self.render(Conversation(talk))
         except Rejected:
             return frozenset(found)
-        token, _ = self.first_special(text.rpartition("answer")[2])
+        _, shown, after = text.rpartition("answer")
+        token, _ = self.first_special(after if shown else "")
         return frozenset(found | ({token} if token else set()))
 
     def first_special(self, text: str) -> tuple[str, int]:

@@ -231,6 +231,13 @@ def test_what_a_user_writes_is_never_loss_whatever_it_looks_like(converter: Make
         assert [piece.strip() for piece in found] == ["No.<|im_end|>", "I said <|im_end|> is it.<|im_end|>"]
 
 
+def test_an_answer_that_a_limit_cut_off_has_no_end_to_learn(converter: Make) -> None:
+    for template in (None, templates.MARKED):
+        make = converter(template)
+        converted = make.convert("f:1", talk("a", "b", "c", "d and", finish_reason="length"))
+        assert supervised(make, converted) == ["b<|im_end|>", "d and"]
+
+
 def test_markers_of_the_template_are_used_where_it_has_them(converter: Make) -> None:
     make = converter(templates.MARKED)
     row = talk("Hi", "Hello there.", "And now?", "Done.")
