@@ -272,11 +272,16 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    folder = tmp_path_factory.mktemp("config")
+    return folder, load_config(write(folder, BASE))
+
+
 @settings(max_examples=25, deadline=None)
 @given(name=texts | st.sampled_from(NAMES), sglang=st.dictionaries(texts | st.sampled_from(NAMES), values, max_size=3))
-def test_any_configuration_reads_back_as_it_was_written(tmp_path_factory, name, sglang):
-    folder = tmp_path_factory.mktemp("config")
-    config = load_config(write(folder, BASE))
+def test_any_configuration_reads_back_as_it_was_written(plain, name, sglang):
+    folder, config = plain
     config = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, name=name or "x"),
