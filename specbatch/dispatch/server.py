@@ -180,9 +180,16 @@ class Server:
                     self._look_again(now)
                 events, garbage = self._dispatcher.take_events(), self._dispatcher.take_garbage()
             for name, facts in events:
-                self._event(name, **facts)
+                self._tell(name, facts)
             for item in garbage:
                 self._garbage.put(item)
+
+    def _tell(self, name: str, facts: dict[str, object]) -> None:
+        try:
+            self._event(name, **facts)
+        except OSError as error:
+            # A full disk: the event is lost, and the run is not.
+            log.warning("event not written event=%s why=%s", name, error)
 
     def _let_in(self) -> None:
         """Answer libzmq's question who may connect (RFC 27, ZAP)."""

@@ -31,9 +31,13 @@ class Head:
     events: list[tuple[str, dict]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     remove_errors: int = 0
+    event_errors: int = 0
     removal: threading.Event = field(default_factory=threading.Event)
 
     def write_event(self, event: str, /, **facts: object) -> None:
+        if self.event_errors:
+            self.event_errors -= 1
+            raise OSError("the disk is full")
         self.events.append((event, facts))
 
     def remove_prefix(self, prefix: str) -> None:
@@ -268,6 +272,13 @@ def test_garbage_is_removed_even_if_the_store_does_not_answer_at_first(head: Hea
     client.failed("a", granted.claim, "broken")
     assert head.removal.wait(10)
     assert head.removed == [f"ab/3/{granted.pack[0]}.{granted.pack[1]}/{granted.claim}/"]
+
+
+def test_events_that_cannot_be_written_end_nothing(head: Head, client: Client):
+    head.event_errors = 2
+    join_all(client)
+    assert client.claim("a", 1).granted
+    assert "joined" in {name for name, _ in head.events}
 
 
 def test_two_servers_live_side_by_side():

@@ -96,6 +96,16 @@ def test_a_killed_engine_loses_no_pack():
     assert "silent" in events(cluster)
 
 
+def test_an_engine_that_stays_away_is_no_longer_spoken_of():
+    cluster = make_cluster()
+    cluster.claim("a", 2)
+    cluster.pass_time(5 * HEARTBEAT_S)
+    assert [engine.name for engine in cluster.dispatcher.report(cluster.now).engines] == ["a"]
+    cluster.pass_time(60 * HEARTBEAT_S)
+    assert cluster.dispatcher.report(cluster.now).engines == ()
+    cluster.finish("b")
+
+
 def test_an_engine_keeps_its_claims_as_long_as_it_names_them():
     cluster = make_cluster()
     cluster.claim("a", 2)
