@@ -74,7 +74,7 @@ def _run(run_dir: RunDir, config: Config) -> int:
 def _prepare(run_dir: RunDir, config: Config, display: Display) -> None:
     """Corpus and plan, checked against the store, and what this run is made from."""
     from specbatch import corpus
-    from specbatch.checks import check_store
+    from specbatch.checks import check_plan
     from specbatch.launch.provenance import provenance
     from specbatch.rundir import write_json
     from specbatch.target import capture_contract, fingerprint, read_target
@@ -85,7 +85,8 @@ def _prepare(run_dir: RunDir, config: Config, display: Display) -> None:
     prepared = corpus.open_corpus(run_dir)
     plan = corpus.make_plan(config, prepared)
     target = read_target(config.target.path)
-    check_store(config, plan, prepared, capture_contract(config, target))
+    for warning in check_plan(config, plan, prepared, capture_contract(config, target)):
+        display.say(f"warning: {warning}")
     if not run_dir.provenance.exists():
         made_from = provenance(config.target.path, fingerprint(target), prepared.fingerprint, plan.fingerprint)
         write_json(run_dir.provenance, made_from)
