@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from specbatch.config import Config
@@ -292,6 +294,18 @@ def test_any_number_of_processes_gives_the_same_samples_in_the_same_order(settin
         return [row for batch in batches for row in batch]
 
     _same(converted(1), converted(4))
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_the_preparation_ends_it_with_an_error(settings: Settings) -> None:
+    config = settings({})
+    rows = ((f"f:{i}", lines(talk("Hi", f"Answer {i}."))) for i in range(100_000))
+    batches = convert_rows(config, load_tokenizer(config), rows, 100_000, prompts=False, workers=2)
+    next(batches)
+    workers = [child for child in psutil.Process().children(recursive=True) if child.ppid() != os.getpid()]
+    workers[0].kill()
+    with pytest.raises(RunError, match=r"was killed.*data\.workers"):
+        list(batches)
 
 
 def test_the_quickstarts_target_gives_every_answer_and_its_end(smollm: Path, settings: Settings) -> None:
