@@ -74,7 +74,8 @@ def test_the_shipped_conversations_are_whole_unlike_and_inoffensive():
     prompts = [prompt_of(row) for row in [*heldout, *train]]
     assert len(heldout) == 100
     assert unlike(prompts) == prompts
-    assert not [prompt for prompt in prompts if UNWANTED.search(prompt.lower())]
+    texts = [message["content"] for row in [*heldout, *train] for message in row["messages"]]
+    assert not [text for text in texts if UNWANTED.search(text.lower())]
     for row in [*heldout, *train]:
         assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
         assert row["messages"][-1]["content"].strip()

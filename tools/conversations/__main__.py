@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from specbatch.regenerate import Regenerate, regenerate
-from tools.conversations.prompts import select
+from tools.conversations.prompts import UNWANTED, select
 from tools.target.__main__ import TARGET
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,6 +32,8 @@ HELDOUT = 100
 """The first so many conversations are for the evaluation only."""
 CONVERSATIONS = 2600
 MAX_NEW_TOKENS = 72
+BROKEN = "\ufffd"
+"""Stands for a character of which only a part was generated."""
 REPEATED_WORDS, REPEATS = 5, 3
 """An answer in which so many words in a row come so often goes round in circles."""
 
@@ -55,10 +57,11 @@ def goes_in_circles(text: str) -> bool:
 
 
 def good(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The conversations in which the target's answer is worth learning."""
+    """The conversations in which the target's answer is worth learning, and fit to be shipped."""
     for line in lines:
         conversation = json.loads(line)
-        if not goes_in_circles(conversation["messages"][-1]["content"]):
+        answer = conversation["messages"][-1]["content"]
+        if not goes_in_circles(answer) and not UNWANTED.search(answer.lower()) and BROKEN not in answer:
             yield conversation
 
 
