@@ -58,10 +58,11 @@ prepare_system() {
         system_package libibverbs1 "Mooncake needs libibverbs.so.1, also without InfiniBand"
 }
 
-# wanted LOCK: what an environment made from this file is known by. It cannot be moved, so its place counts.
+# wanted LOCK: what an environment made from this file is known by: its place, because it cannot be moved, the lock, and
+# what pyproject.toml says of the package.
 wanted() {
     printf '%s\n' "$PWD"
-    cat "$1" pyproject.toml | sha256sum
+    { cat "$1" && sed '/^\[tool\./,$d' pyproject.toml; } | sha256sum
 }
 
 pip_install() {
