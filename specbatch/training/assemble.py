@@ -27,6 +27,19 @@ from specbatch.transfer.store import StoreClient
 
 log = logging.getLogger(__name__)
 
+OPTIMIZER_FACTS = (
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "min_learning_rate",
+    "weight_decay",
+    "betas",
+    "max_grad_norm",
+    "dtype",
+)
+"""Fields of the configuration's `training` that a resumed run must share: a snapshot's optimizer brings its own of some
+of them, so that a changed one would be used in part, without a word."""
+
 
 def train(run_dir: RunDir, attempt: int) -> None:
     """Train until the last step, or until the dispatcher says stop. A snapshot is on disk then.
@@ -108,4 +121,5 @@ def snapshot_facts(config: Config, plan: Plan, target: TargetShape, corpus: Corp
             "aux_layers": list(capture_contract(config, target).aux_layers),
             "intermediate_size": draft.intermediate_size or target.intermediate,
         },
+        "optimizer": {name: getattr(config.training, name) for name in OPTIMIZER_FACTS},
     }

@@ -4,7 +4,7 @@
     tools/bench/snapshot.py [--megabytes 512] [--repeats 3] [--folder DIR]
 
 Plain writes, snapshots and torch's own FileSystemWriter take turns, so that a neighbour's load meets all of them. The
-best of each counts. The folder decides which disk is measured. On a machine with other work, look at the processor time.
+best of each counts. The folder decides which disk is measured. Where others work too, look at the processor time.
 """
 
 from __future__ import annotations
