@@ -8,6 +8,8 @@ a difference of two probabilities, is mostly rounding once the draft is good.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -54,7 +56,7 @@ class DistillationLoss(torch.autograd.Function):
         size = max(1, CHUNK_LOGITS // head_VH.shape[0])
         starts = torch.arange(0, last_PH.shape[0] + size, size, device=order.device)
         edges = torch.searchsorted(sorted_target, starts).tolist()
-        for chunk, (first, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        for chunk, (first, end) in enumerate(pairwise(edges)):
             if first == end:
                 continue
             row = order[first:end]

@@ -160,7 +160,7 @@ def test_the_comparison_fails_when_one_row_is_shifted():
 def test_the_comparison_fails_when_a_mask_is_off_by_one():
     draft, samples, _ = reference()
     pack = pack_of(samples)
-    samples[0].mask = samples[0].mask[1:] + [False]
+    samples[0].mask = [*samples[0].mask[1:], False]
     expected = theirs(draft, samples, WEIGHTS[:3])[3]
     assert difference(ours(draft, pack, WEIGHTS[:3])[1], expected) > 1e-3
 

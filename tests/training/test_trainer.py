@@ -18,7 +18,7 @@ from specbatch.dispatch.messages import Phase
 from specbatch.manifest import PackId
 from specbatch.plan import Plan
 from specbatch.transfer.master import Master
-from tests.training.stage import Faults, Stage, make_config, store_master, without_times
+from tests.training.stage import Stage, make_config, store_master, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

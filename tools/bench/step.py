@@ -55,8 +55,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[only] = json.loads(done.stdout.splitlines()[-1])
     ours, plain = results["ours"], results["plain"]
-    print(f"{options.shape}, {ours['tokens']} tokens, {ours['loss_share']:.0%} of them in the loss, {options.ttt_steps} "
-          f"unrolled steps, {ours['device']}, {ours['dtype']}")  # fmt: skip
+    print(f"{options.shape}, {ours['tokens']} tokens, {ours['loss_share']:.0%} of them in the loss, "
+          f"{options.ttt_steps} unrolled steps, {ours['device']}, {ours['dtype']}")  # fmt: skip
     for name, row in (("specbatch", ours), ("published algorithm", plain)):
         print(f"  {name:20} {row['tokens_per_s']:10.0f} tokens/s  {row['share_of_peak']:6.1%} of peak  "
               f"{row['peak_bytes'] / 2**20:8.0f} MiB")  # fmt: skip
