@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -70,11 +70,30 @@ def main(run_dir: Path, attempt: int) -> None:
     finally:
         spec.rdzv_handler.shutdown()
     if result.is_failed():
-        _explain(paths, attempt, result)
+        explain(paths, result, attempt)
+
+
+class Patience:
+    """Whether to start the ranks again: as long as it helps.
+
+    Args:
+        reached: highest step trained so far.
+        most: restarts without progress.
+    """
+
+    def __init__(self, reached: int, most: int) -> None:
+        self._best, self._most, self._restarts = reached, most, 0
+
+    def again(self, exit_codes: Iterable[int], reached: int) -> bool:
+        """Ask after each death of ranks, with the highest step trained by then."""
+        if reached > self._best:
+            self._best, self._restarts = reached, 0
+        self._restarts += 1
+        return self._restarts <= self._most and not {EXIT_USER, EXIT_FINAL} & {*exit_codes}
 
 
 class Agent(LocalElasticAgent):
-    """Restart the ranks only as long as it helps.
+    """Torch's agent, with patience.
 
     Args:
         progress: highest step trained so far.
@@ -83,8 +102,7 @@ class Agent(LocalElasticAgent):
 
     def __init__(self, spec: WorkerSpec, *, progress: Callable[[], int], most: int) -> None:
         super().__init__(spec, _Inherited())
-        self._progress, self._most = progress, most
-        self._best, self._restarts = progress(), 0
+        self._progress, self._patience = progress, Patience(progress(), most)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
@@ -95,16 +113,8 @@ class Agent(LocalElasticAgent):
     def _try_again(self, result: RunResult) -> bool:
         codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
         reached = self._progress()
-        if reached > self._best:
-            self._best, self._restarts = reached, 0
-        again = self._restarts < self._most and not {EXIT_USER, EXIT_FINAL} & set(codes.values())
-        self._restarts += 1
-        log.warning(
-            "ranks died exit_codes=%s step=%d restart=%s",
-            codes,
-            reached,
-            f"{self._restarts}/{self._most}" if again else "no",
-        )
+        again = self._patience.again(codes.values(), reached)
+        log.warning("ranks died exit_codes=%s step=%d restart=%s", codes, reached, "yes" if again else "no")
         return again
 
 
@@ -120,21 +130,23 @@ class _Inherited(LogsSpecs):
         return ""
 
 
-def _explain(paths: RunDir, attempt: int, result: RunResult) -> None:
-    """Raise what made the ranks end, in their own words."""
+def explain(paths: RunDir, result: RunResult, attempt: int) -> NoReturn:
+    """Raise what made the ranks end, in their own words: of a rank that knows why, else of one that did not
+    merely notice that another was gone.
+
+    Raises:
+        UserError: the user can mend it.
+        RunError: anything else.
+    """
     codes = {rank: failure.exitcode for rank, failure in sorted(result.failures.items())}
-    telling: dict[int, Any] = (
-        {rank: code for rank, code in codes.items() if code in (EXIT_USER, EXIT_FINAL)}
-        or {rank: code for rank, code in codes.items() if code != 1}
-        or codes
-    )
-    rank, code = next(iter(telling.items()))
+    known = [rank for rank, code in codes.items() if code in (EXIT_USER, EXIT_FINAL)]
+    rank = next(iter(known + [rank for rank, code in codes.items() if code != 1] + list(codes)))
     path = paths.component_log(attempt, "training", rank)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    if code == EXIT_USER:
-        raise UserError(lines[-1])
-    if code == EXIT_FINAL:
+    if rank in known and lines:
+        if codes[rank] == EXIT_USER:
+            raise UserError(lines[-1])
         raise RunError(f"{lines[-1]} ({path})")
     end = "\n".join(lines[-_TAIL_LINES:])
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+    how = f"was killed by signal {-codes[rank]}" if codes[rank] < 0 else f"exited with code {codes[rank]}"
     raise RunError(f"training rank {rank} {how}; the end of {path}:\n{end}")

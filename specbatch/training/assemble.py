@@ -27,6 +27,9 @@ from specbatch.transfer.store import StoreClient
 
 log = logging.getLogger(__name__)
 
+DISPATCHER_DEADLINE_S = 60.0
+"""A head that is silent for so long is given up, and training with it."""
+
 OPTIMIZER_FACTS = (
     "learning_rate",
     "schedule",
@@ -64,7 +67,7 @@ def train(run_dir: RunDir, attempt: int) -> None:
         ranks=ranks,
     )
     rendezvous = wait_for(run_dir.rendezvous(attempt), attempt, timeout_s=60.0)
-    client = Client(rendezvous)
+    client = Client(rendezvous, deadline_s=DISPATCHER_DEADLINE_S)
     store = StoreClient(rendezvous, config.store, segment_bytes=int(config.store.bytes_per_rank))
     prefetcher = Prefetcher(
         client,

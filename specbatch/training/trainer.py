@@ -5,6 +5,7 @@ whether a step may begin, and every step is reported.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class DraftTrainer(Trainer):
         sums, facts = self._sums, self._around.steps.facts(self.step)
         assert sums is not None
         grad_norm = self.metrics_processor.grad_norm
-        if not torch.isfinite(torch.tensor(grad_norm)):
+        if not math.isfinite(grad_norm):
             samples = self._of_all_ranks([sample for pack in facts.packs for sample in pack.samples])
             raise NotFiniteError(
                 f"the gradient of step {self.step} is {grad_norm}; its packs have the samples {samples}"

@@ -209,7 +209,7 @@ class Stage:
         self.server.stop()
         self.producer.store.close()
 
-    def end(self, timeout_s: float = 120.0) -> int:
+    def end(self, timeout_s: float = 240.0) -> int:
         """Wait for the agent; its exit code."""
         assert self.agent is not None
         try:
@@ -220,7 +220,7 @@ class Stage:
             raise self.producer.error
         return code
 
-    def reach(self, step: int, timeout_s: float = 90.0) -> None:
+    def reach(self, step: int, timeout_s: float = 240.0) -> None:
         """Wait until the ranks trained a step."""
         until = time.monotonic() + timeout_s
         while self.report().step < step:

@@ -139,13 +139,16 @@ def test_a_killed_rank_changes_nothing(folder: Path, tiny_target: Path, master: 
     assert_same(killed.state, undisturbed.state)
 
 
-def test_a_signal_to_a_rank_stops_all_with_a_snapshot_and_nothing_changes(
+def test_a_signal_to_all_processes_ends_in_one_snapshot_and_changes_nothing(
     folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
 ) -> None:
+    """As Slurm warns: the agent and the ranks, which then must not be ended by the agent."""
     with stage_at(folder, tiny_target, master, "drained") as stage:
         stage.producer.last_step = 4
         stage.reach(4)
-        os.kill(stage.ranks()[1].pid, signal.SIGTERM)
+        assert stage.agent is not None
+        for pid in (stage.agent.pid, *(rank.pid for rank in stage.ranks())):
+            os.kill(pid, signal.SIGTERM)
         assert stage.end() == 0, stage.tell()
         assert "SIGTERM" in stage.report().why
         assert stage.report().phase is Phase.STOP
@@ -158,7 +161,7 @@ def test_a_signal_to_a_rank_stops_all_with_a_snapshot_and_nothing_changes(
 
 
 def test_what_would_fail_again_is_not_tried_again(folder: Path, tiny_target: Path, master: Master) -> None:
-    """First a pack whose states are no numbers, then a snapshot of another training; a signal to the agent between."""
+    """First a pack whose states are no numbers, then a snapshot of another training."""
     config = make_config(tiny_target, folder)
     config.run.dir = str(folder / "broken")
     with Stage(config, master) as stage:

@@ -1,0 +1,60 @@
+"""How often ranks are started again, and who is told when they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from specbatch.errors import RunError, UserError
+from specbatch.rundir import RunDir
+from specbatch.training import EXIT_FINAL, EXIT_USER
+from specbatch.training.agent import Patience, explain
+
+
+def test_ranks_are_started_again_so_often_without_progress() -> None:
+    patience = Patience(reached=7, most=2)
+    assert [patience.again([1, -9], 7) for _ in range(3)] == [True, True, False]
+
+
+def test_a_step_that_was_never_trained_before_is_progress_and_one_trained_again_is_not() -> None:
+    patience = Patience(reached=0, most=1)
+    assert patience.again([1], 5)
+    assert patience.again([1], 6)
+    assert not patience.again([1], 6)
+    assert not patience.again([1], 4)
+
+
+@pytest.mark.parametrize("code", [EXIT_USER, EXIT_FINAL])
+def test_what_a_restart_cannot_cure_is_not_tried_again(code: int) -> None:
+    assert not Patience(reached=0, most=9).again([1, code], 5)
+
+
+def failed(folder: Path, codes: dict[int, int], logs: dict[int, str]) -> tuple[RunDir, RunResult]:
+    run_dir = RunDir(folder)
+    for rank, text in logs.items():
+        path = run_dir.component_log(1, "training", rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    failures = {rank: ProcessFailure(rank, 1234, code, "") for rank, code in codes.items()}
+    return run_dir, RunResult(state=WorkerState.FAILED, failures=failures)
+
+
+def test_the_rank_that_was_killed_is_named_before_those_that_noticed(tmp_path: Path) -> None:
+    logs = {0: "connection reset\n", 1: "working\n"}
+    with pytest.raises(RunError, match=r"training rank 1 was killed by signal 9.*\n.*working"):
+        explain(*failed(tmp_path, {0: 1, 1: -9}, logs), attempt=1)
+
+
+def test_the_users_mistake_is_told_in_the_ranks_own_words(tmp_path: Path) -> None:
+    logs = {0: "traceback\nthe snapshot is of another training\n", 1: "ended\n"}
+    with pytest.raises(UserError, match=r"^the snapshot is of another training$"):
+        explain(*failed(tmp_path, {0: EXIT_USER, 1: 1}, logs), attempt=1)
+
+
+def test_a_broken_pack_is_told_with_the_log_that_tells_more(tmp_path: Path) -> None:
+    logs = {1: "traceback\nthe loss of step 5 is not finite\n"}
+    with pytest.raises(RunError, match=r"^the loss of step 5 is not finite \(.*training-1\.log\)$"):
+        explain(*failed(tmp_path, {1: EXIT_FINAL}, logs), attempt=1)

@@ -1,0 +1,67 @@
+"""Where the rows of a pack lie, and what the draft gets to see of them."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import torch
+
+from specbatch.capture import CaptureContract
+from specbatch.plan import Pack
+from specbatch.training.buffers import PackRows, make_buffers
+from tests.training.test_steps import PaperCorpus
+
+CONTRACT = CaptureContract((0, 1, 2), hidden=4)
+PACK = Pack(0, 0, (3, 0, 5))
+
+
+def test_every_sample_has_a_place_of_its_own_and_is_seen_in_the_packs_order() -> None:
+    corpus = PaperCorpus(6)
+    rows = PackRows.of(PACK, corpus, CONTRACT)
+    _memory, buffers = make_buffers(2, 24, CONTRACT.widths, pinned=False)
+    destinations, _ = buffers[1].place(rows, CONTRACT.widths)
+    assert [(d.sample, d.tensor, d.rows) for d in destinations] == list(rows.rows)
+    for number, where in enumerate(destinations):
+        values = torch.full((where.rows, CONTRACT.widths[where.tensor]), float(number), dtype=torch.bfloat16)
+        ctypes.memmove(where.pointer, values.data_ptr(), values.nbytes)
+    _, views = buffers[1].place(rows, CONTRACT.widths)
+    for tensor, width in CONTRACT.widths.items():
+        expected = [n for n, d in enumerate(destinations) if d.tensor == tensor for _ in range(d.rows)]
+        assert views[tensor].shape == (len(expected), width)
+        assert views[tensor][:, 0].tolist() == views[tensor][:, -1].tolist() == expected
+
+
+def test_the_longest_pack_fits() -> None:
+    corpus = PaperCorpus(6)
+    rows = PackRows.of(PACK, corpus, CONTRACT)
+    tokens = int(corpus.lengths[list(PACK.samples)].sum())
+    memory, [buffer] = make_buffers(1, tokens, CONTRACT.widths, pinned=False)
+    destinations, _ = buffer.place(rows, CONTRACT.widths)
+    end = max(d.pointer + 2 * d.rows * CONTRACT.widths[d.tensor] for d in destinations)
+    assert memory.data_ptr() <= destinations[0].pointer
+    assert end <= memory.data_ptr() + memory.nbytes
+
+
+def test_tokens_and_masks_come_from_the_corpus() -> None:
+    corpus = PaperCorpus(6)
+    rows = PackRows.of(PACK, corpus, CONTRACT)
+    assert rows.lengths == (7, 4, 9)
+    assert rows.input_ids.tolist() == [*range(7), *range(4), *range(9)]
+    assert rows.loss_mask.tolist() == [bool(x) for i in PACK.samples for x in corpus.sample(i).loss_mask]
+    assert rows.input_ids.dtype == np.int64
+
+
+def test_a_void_pack_has_tensors_without_rows() -> None:
+    rows = PackRows.of(PACK, PaperCorpus(6), CONTRACT)
+    empty = rows.without_loss(CONTRACT, torch.device("cpu"))
+    assert empty.input_ids.shape == empty.loss_mask.shape == (0,)
+    assert empty.aux.shape == (0, 12)
+    assert empty.last.shape == (0, 4)
+    assert empty.lengths == ()
+
+
+def test_a_pack_without_samples_has_no_rows() -> None:
+    rows = PackRows.of(Pack(0, 9, ()), PaperCorpus(6), CONTRACT)
+    assert rows.rows == rows.lengths == ()
+    assert rows.input_ids.size == 0
