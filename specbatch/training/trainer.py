@@ -81,6 +81,8 @@ class DraftTrainer(Trainer):
             answer = self._around.client.begin(self._rank, self.step + 1)
             if answer.go:
                 self._waited_s += time.perf_counter() - begun
+                if self.step == 0:
+                    self._calibrate()
                 return True
             if answer.phase is Phase.STOP:
                 break
@@ -141,6 +143,18 @@ class DraftTrainer(Trainer):
         self._joined = True
         self._step_ended = time.perf_counter()
         log.info("joined rank=%d ranks=%d step=%d segment=%s", self._rank, self._ranks, self.step, around.segment)
+
+    def _calibrate(self) -> None:
+        """Fit the new draft to the states of the first step's packs, the same on all ranks."""
+        (model,) = self.model_parts
+        packs = [self._around.prefetcher.take(1, index) for index in range(self._around.steps.packs_per_rank)]
+        sums = torch.zeros(packs[0].aux.shape[1] + 1, dtype=torch.float64, device=self.device)
+        for pack in packs:
+            sums[:-1] += pack.aux.double().square().sum(0)
+            sums[-1] += pack.aux.shape[0]
+        dist.all_reduce(sums)
+        if sums[-1]:
+            model.calibrate(sums[:-1] / sums[-1])
 
     def _add_up(self) -> StepSums:
         prefetcher, packs = self._around.prefetcher, self.loss_fn.packs

@@ -195,6 +195,15 @@ def test_a_pack_without_samples_trains_as_zero():
     assert not any(g.any() for g in gradients.values())
 
 
+def test_channels_of_all_sizes_count_alike_after_calibration():
+    draft = make_draft(1, WHOLE)
+    before = draft.fc.weight.detach().clone()
+    aux = torch.randn(500, 3 * HIDDEN, dtype=torch.float64) * torch.logspace(-2, 3, 3 * HIDDEN)
+    draft.calibrate(aux.square().mean(0))
+    normalised = aux / aux.square().mean(0).sqrt()
+    torch.testing.assert_close(aux @ draft.fc.weight.T, normalised @ before.T)
+
+
 def test_rows_that_no_column_reads_do_not_matter():
     draft, samples, expected = reference()
     for sample in samples:

@@ -29,6 +29,9 @@ from specbatch.training.drafts.pack import PackTensors, locate
 from specbatch.training.drafts.rope import Rope
 from specbatch.training.loss import DistillationLoss
 
+FIRST_SCALE = 0.3
+"""Of the head's inputs before training."""
+
 
 @dataclass(frozen=True)
 class Eagle3Config:
@@ -125,7 +128,8 @@ class Eagle3(nn.Module):
     def initialize(self, seed: int, embedding: Tensor, target_head: Tensor) -> None:
         """Make the first weights, the same for every number of ranks, and attach the target's tensors.
 
-        Matrices are uniform in ``±1 / √inputs``; the head starts as the target's.
+        Matrices are uniform in ``±1 / √inputs``; the head starts as the target's, behind a norm of small weight:
+        at full scale a state that means nothing yet gives certain and wrong answers.
 
         Args:
             embedding: ``[vocabulary, hidden]`` of the target.
@@ -138,7 +142,7 @@ class Eagle3(nn.Module):
             if name == "lm_head.weight":
                 full = self.target_head.float()
             elif parameter.ndim == 1:
-                full = torch.ones(parameter.shape)
+                full = torch.full(parameter.shape, FIRST_SCALE if name == "norm.weight" else 1.0)
             else:
                 key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]
                 generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
@@ -147,6 +151,24 @@ class Eagle3(nn.Module):
             if isinstance(parameter, DTensor):
                 full = distribute_tensor(full, parameter.device_mesh, parameter.placements)
             parameter.copy_(full)
+
+    @torch.no_grad()
+    def calibrate(self, mean_square: Tensor) -> None:
+        """Scale the first projection so that all channels of the target count alike.
+
+        Some channels of a large model are a thousand times as large as the others, and say little; a projection
+        that is random over all of them would see nothing else.
+
+        Args:
+            mean_square: ``[3 * hidden]`` of ``aux``, over the packs of the first step.
+        """
+        weight = self.fc.weight
+        if isinstance(weight, DTensor):
+            if any(placement.is_shard(1) for placement in weight.placements):
+                raise ValueError("the projection must be sharded by rows")
+            weight = weight.to_local()
+        scale = mean_square.clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
+        weight.mul_(scale.to(weight.device, weight.dtype))
 
     def attach(self, embedding: Tensor, target_head: Tensor) -> None:
         """Use these tensors of the target: its embedding, and of its head the rows of the draft's vocabulary."""
