@@ -29,7 +29,7 @@ from specbatch.dispatch.state import Dispatcher
 from specbatch.manifest import Chunk, Manifest, PackId, object_key
 from specbatch.plan import Pack
 from specbatch.rundir import RunDir
-from specbatch.snapshot.folder import snapshot_path
+from specbatch.snapshot.folder import read_manifest, snapshot_path
 from specbatch.snapshot.reading import read_tensors
 from specbatch.target import capture_contract, read_target
 from specbatch.transfer.master import Master
@@ -263,6 +263,10 @@ class Stage:
     def state(self, step: int) -> dict[str, torch.Tensor]:
         """All tensors of a snapshot."""
         return read_tensors(snapshot_path(self.run_dir.snapshots, step))
+
+    def values(self, step: int) -> dict[str, Any]:
+        """All that is no tensor in a snapshot."""
+        return read_manifest(snapshot_path(self.run_dir.snapshots, step)).values
 
 
 @contextlib.contextmanager

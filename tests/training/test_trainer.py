@@ -29,6 +29,7 @@ class Outcome:
 
     lines: list[dict[str, Any]]
     state: dict[str, torch.Tensor]
+    values: dict[str, Any]
     lost: int
     void: list[PackId]
     phase: Phase
@@ -62,7 +63,9 @@ def void_packs(plan: Plan) -> set[PackId]:
 def outcome(stage: Stage) -> Outcome:
     report = stage.report()
     void = sorted(pack for pack, _ in report.void)
-    return Outcome(stage.metrics(), stage.state(stage.steps), report.lost, void, report.phase)
+    return Outcome(
+        stage.metrics(), stage.state(stage.steps), stage.values(stage.steps), report.lost, void, report.phase
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +76,12 @@ def undisturbed(folder: Path, tiny_target: Path, master: Master) -> Outcome:
         return outcome(stage)
 
 
-def assert_same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """Weights, optimizer states, schedule, random generators and position, to the last bit."""
-    assert state.keys() == other.keys()
-    assert [name for name in state if not torch.equal(state[name], other[name])] == []
+def assert_same(outcome: Outcome, other: Outcome) -> None:
+    """Weights, optimizer states, schedule, random generators and position, to the last bit, and what was reported."""
+    assert without_times(outcome.lines) == without_times(other.lines)
+    assert outcome.values == other.values
+    assert outcome.state.keys() == other.state.keys()
+    assert [name for name in other.state if not torch.equal(outcome.state[name], other.state[name])] == []
 
 
 def test_each_step_is_trained_and_reported_once(undisturbed: Outcome) -> None:
@@ -135,8 +140,7 @@ def test_a_killed_rank_changes_nothing(folder: Path, tiny_target: Path, master: 
         assert stage.end() == 0, stage.tell()
         assert not any(rank.is_running() for rank in before)
         killed = outcome(stage)
-    assert without_times(killed.lines) == without_times(undisturbed.lines)
-    assert_same(killed.state, undisturbed.state)
+    assert_same(killed, undisturbed)
 
 
 def test_a_signal_to_all_processes_ends_in_one_snapshot_and_changes_nothing(
@@ -152,12 +156,11 @@ def test_a_signal_to_all_processes_ends_in_one_snapshot_and_changes_nothing(
         assert stage.end() == 0, stage.tell()
         assert "SIGTERM" in stage.report().why
         assert stage.report().phase is Phase.STOP
-        assert stage.state(4)["train_state.step"] == 4
+        assert stage.values(4)["train_state.step"] == 4
     with stage_at(folder, tiny_target, master, "drained", attempt=2) as stage:
         assert stage.end() == 0, stage.tell()
         resumed = outcome(stage)
-    assert without_times(resumed.lines) == without_times(undisturbed.lines)
-    assert_same(resumed.state, undisturbed.state)
+    assert_same(resumed, undisturbed)
 
 
 def test_what_would_fail_again_is_not_tried_again(folder: Path, tiny_target: Path, master: Master) -> None:
