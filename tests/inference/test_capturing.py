@@ -144,6 +144,16 @@ def test_rows_wait_for_room_in_the_store_and_are_given_up_in_the_end(whole: Capt
     assert all(isinstance(result, Captured) for result in free.values())
 
 
+def test_an_engine_of_two_ranks_stores_each_row_once(
+    start: Callable[..., CapturingServer], lab: Lab, reference: torch.nn.Module
+) -> None:
+    samples = random_samples([5, 300])
+    with start(tp_size=2) as server:
+        results = capture(server, samples)
+        for i, sample in enumerate(samples):
+            assert_true(stored(lab, results, i), truth(reference, sample))
+
+
 def test_an_engine_without_the_plugin_is_refused(start: Callable[..., CapturingServer]) -> None:
     server = start()
     server.server.environment["SGLANG_PLUGINS"] = "another"
