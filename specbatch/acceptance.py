@@ -24,6 +24,8 @@ the wrong tensors keeps a few of the most frequent tokens."""
 TOO_HIGH = 0.25
 """How far above the training accuracy acceptance is suspicious. Answers written by the target itself are somewhat
 easier than the training data, and later drafts are only judged where the earlier ones were right."""
+USELESS = 0.02
+"""Acceptance of the first draft that random weights reach as well, whatever training says."""
 STANDARD_ERRORS = 3.0
 """Differences that chance explains are no ground for a warning."""
 
@@ -126,6 +128,11 @@ def disagreements(rate: Sequence[float], accuracy: Sequence[float], verify_steps
             return [f"{found}; likely causes: {_LOW_FIRST if position == 1 else _LOW_LATER}"]
         if position == 1 and accepted > trained + TOO_HIGH and accepted - trained > noise:
             return [f"{found}; likely causes: {_HIGH}"]
+    if rate and rate[0] < USELESS and verify_steps > 1 / USELESS:
+        return [
+            f"draft 1 was accepted in {rate[0]:.1%} of {verify_steps} verify steps, no more than with random weights; "
+            f"likely causes: too little training; {_LOW_FIRST}"
+        ]
     return []
 
 
