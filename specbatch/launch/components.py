@@ -16,6 +16,7 @@ from pathlib import Path
 
 from specbatch.errors import RunError, UserError
 from specbatch.launch.marks import Mark, leave_mark, read_mark
+from specbatch.launch.signals import on_signal
 from specbatch.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def inference(root: Path, attempt: int, task: int) -> None:
     def work(run_dir: RunDir) -> None:
         from specbatch.inference import engine
 
+        on_signal(lambda why: engine.drain(run_dir.root, attempt, f"inference {task} got {why}"))
         engine.main(run_dir.root, attempt, task)
         if task == 0:
             _evaluate(run_dir, attempt)

@@ -63,6 +63,7 @@ class DraftTrainer(Trainer):
         self._around = surroundings
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._joined = False
+        self._first = True
         self._metrics: MetricsFile | None = None
         self._sums: StepSums | None = None
         self._step_ended = 0.0
@@ -80,7 +81,11 @@ class DraftTrainer(Trainer):
         while True:
             answer = self._around.client.begin(self._rank, self.step + 1)
             if answer.go:
-                self._waited_s += time.perf_counter() - begun
+                if self._first:
+                    # What comes before is the start of engines, not this step.
+                    self._first, self._step_ended = False, time.perf_counter()
+                else:
+                    self._waited_s += time.perf_counter() - begun
                 if self.step == 0:
                     self._calibrate()
                 return True
