@@ -50,6 +50,9 @@ def main(run_dir: Path, attempt: int) -> None:
     watch(lambda number, sender: ask_to_stop(paths.rendezvous(attempt), attempt, f"training got {number.name}"))
     # torch's agent would end the ranks at a signal. It has to have one of its own: only for "at once".
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    # Else ranks that are started again meet in the store of those before, read the addresses of the dead out of it
+    # and wait for them (torch 2.14).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     meeting = RendezvousParameters(
         backend="c10d", endpoint="127.0.0.1:0", run_id=f"attempt-{attempt}", min_nodes=1, max_nodes=1,
         local_addr="127.0.0.1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -40,9 +41,8 @@ def ask_to_stop(rendezvous: Path, attempt: int, why: str) -> None:
     from specbatch.dispatch.rendezvous import wait_for
 
     try:
-        client = Client(wait_for(rendezvous, attempt, timeout_s=30.0))
-        client.drain(why)
-        client.close()
+        with contextlib.closing(Client(wait_for(rendezvous, attempt, timeout_s=30.0))) as client:
+            client.drain(why)
         log.info("asked to stop why=%s", why)
     except RunError as error:
         log.error("could not ask the dispatcher to stop why=%s error=%s", why, error)

@@ -206,6 +206,7 @@ class Stage:
         self.agent.wait()
         self.producer.ended.set()
         self.producer.join(timeout=10)
+        self.producer.client.close()
         self.server.stop()
         self.producer.store.close()
 
