@@ -222,7 +222,9 @@ def attend_chain(
 ) -> torch.Tensor:
     """Attention of a verification: each request's ``width`` rows read its prefix and each other, causally.
 
-    Stands around SGLang's attention over prompts, which is given no prefix lengths in a verification.
+    Stands around SGLang's attention over prompts, which is given no prefix lengths in a verification. All requests are
+    computed at once, those with shorter prefixes padded: threads that meet at every request of every layer would take
+    most of the time where cores are shared.
 
     Args:
         query: ``[requests * width, heads, head_dim]``.
@@ -252,26 +254,24 @@ def attend_chain(
     if encoder_lens is not None or is_cross_attn or not causal:
         raise NotImplementedError("only decoder targets can be verified on a CPU")
     width = query.shape[0] // seq_lens.shape[0]
-    for request, (row, length) in enumerate(zip(req_pool_indices.tolist(), seq_lens.tolist(), strict=True)):
-        slots = req_to_token[row, : length + width].long()
-        distance = torch.arange(length, length + width)[:, None] - torch.arange(length + width)
-        visible = distance >= 0
-        if sliding_window_size is not None and sliding_window_size > -1:
-            visible &= distance <= sliding_window_size
-        rows = slice(request * width, (request + 1) * width)
-        output[rows] = (
-            scaled_dot_product_attention(
-                query[rows].transpose(0, 1)[None],
-                k_cache[slots].to(query.dtype).transpose(0, 1)[None],
-                v_cache[slots].to(query.dtype).transpose(0, 1)[None],
-                attn_mask=visible,
-                scale=scaling,
-                enable_gqa=enable_gqa,
-            )
-            .squeeze(0)
-            .transpose(0, 1)
-        )
-    return output
+    if sliding_window_size is None or sliding_window_size < 0:
+        sliding_window_size = req_to_token.shape[1]
+    row = seq_lens.long()[:, None] + torch.arange(width)
+    column = torch.arange(int(seq_lens.max()) + width)
+    distance = row[:, :, None] - column
+    visible = (distance >= 0) & (distance <= sliding_window_size)
+    slots = req_to_token[req_pool_indices.long(), : column.numel()].long()
+    # Past a request's end the table holds anything; what is not visible must be a number all the same.
+    slots = torch.where(column <= row[:, -1:], slots, slots[:, :1])
+    mixed = scaled_dot_product_attention(
+        query.view(-1, width, *query.shape[1:]).transpose(1, 2),
+        k_cache[slots].to(query.dtype).transpose(1, 2),
+        v_cache[slots].to(query.dtype).transpose(1, 2),
+        attn_mask=visible[:, None],
+        scale=scaling,
+        enable_gqa=enable_gqa,
+    )
+    return output.copy_(mixed.transpose(1, 2).reshape(output.shape))
 
 
 class StepAttention(TorchNativeAttnBackend):
