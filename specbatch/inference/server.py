@@ -35,6 +35,8 @@ CPU_ARGUMENTS: dict[str, Any] = {
     "attention_backend": "torch_native",
     # SGLang takes the machine's free memory for its own: neighbours that allocate meanwhile count as weights.
     "mem_fraction_static": 0.9,
+    # An engine without work would keep a core busy looking for some.
+    "sleep_on_idle": True,
     # Else the key-value pool takes most of the machine's memory.
     "max_total_tokens": 16384,
 }

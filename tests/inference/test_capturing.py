@@ -132,6 +132,7 @@ def test_requests_without_an_order_are_none_of_ours(whole: CapturingServer) -> N
 
 
 def test_rows_wait_for_room_in_the_store_and_are_given_up_in_the_end(whole: CapturingServer, lab: Lab) -> None:
+    lab.store.remove_prefix(f"{RUN}/{ATTEMPT}/")
     block = lab.memory[: 15 << 20]
     keys = [f"{RUN}/{ATTEMPT}/block/{i}" for i in range(4)]
     lab.store.put(keys, [block.data_ptr()] * 4, [block.nbytes] * 4)

@@ -26,10 +26,20 @@ def texts(count: int) -> list[str]:
     return [" ".join(WORDS[(i * 7 + j) % len(WORDS)] + str(i) for j in range(4 + i * 5 % 37)) for i in range(count)]
 
 
-def schedulers() -> list[psutil.Process]:
-    """Processes below this one that compute: they have the store's client loaded."""
+def engine_processes(folder: Path) -> list[psutil.Process]:
+    """Processes of engines whose logs lie in this folder; other tests' engines may be up too."""
     found = []
     for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(folder):
+                found.append(process)
+    return found
+
+
+def schedulers(folder: Path) -> list[psutil.Process]:
+    """Those of an engine's processes that compute: they have the store's client loaded."""
+    found = []
+    for process in engine_processes(folder):
         with contextlib.suppress(psutil.NoSuchProcess):
             if any(mapped.path.endswith("mooncake/store.so") for mapped in process.memory_maps()):
                 found.append(process)
@@ -41,19 +51,10 @@ def scheduler_of(engine: Engine, *, starts: int) -> psutil.Process:
     until = time.monotonic() + 600
     while time.monotonic() < until:
         if engine.state == "ready" and engine.log.read_text(errors="replace").count("ready to roll") == starts:
-            [scheduler] = schedulers()
+            [scheduler] = schedulers(engine.log.parent)
             return scheduler
         time.sleep(0.1)
     raise AssertionError(f"the engine was not ready after {starts} starts")
-
-
-def engine_processes() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "sglang" in " ".join(process.cmdline()) + process.name():
-                found.append(process)
-    return found
 
 
 def reference(target: Path) -> torch.nn.Module:
@@ -93,7 +94,7 @@ def test_a_killed_and_a_stuck_engine_lose_no_pack_and_a_refused_one_is_void(tmp_
         assert engine.log.read_text(errors="replace").count("ready to roll") == 3
         whys = [str(facts["why"]) for name, facts in made.events if name == "failed"]
         assert any("computed nothing for 15 s" in why for why in whys)
-    assert engine_processes() == []
+    assert engine_processes(tmp_path) == []
 
 
 def assert_complete(made: Stage, trainer: Trainer) -> None:
@@ -113,7 +114,7 @@ def test_an_engine_leaves_while_it_starts(tmp_path: Path, tiny_target: Path) -> 
         thread.join(60)
         assert not thread.is_alive()
         assert failures == []
-    assert engine_processes() == []
+    assert engine_processes(tmp_path) == []
 
 
 def test_an_engine_that_never_starts_is_given_up_with_its_log(tmp_path: Path, tiny_target: Path) -> None:

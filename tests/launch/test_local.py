@@ -98,17 +98,17 @@ def new_run(folder: Path, tiny_target: Path) -> Run:
         "a",
         "coat",
     ]
-    with (folder / "talks.jsonl").open("w") as file:
-        for _ in range(60):
+    with (folder / "talks.jsonl").open("w") as talks, (folder / "others.jsonl").open("w") as others:
+        for number in range(66):
             ask, answer = (" ".join(draw.choices(words, k=draw.randint(3, 12))) for _ in range(2))
             messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
-            file.write(json.dumps({"messages": messages}) + "\n")
+            (talks if number < 60 else others).write(json.dumps({"messages": messages}) + "\n")
     run = Run(folder / "run", folder / "run.yaml")
     run.config.write_text(
         f"""
 run: {{dir: {json.dumps(str(run.root))}, seed: 3, log_interval_s: 1}}
 target: {{path: {json.dumps(str(tiny_target))}}}
-data: {{train: [talks.jsonl], heldout: [talks.jsonl], max_tokens: 256, cache_dir: cache}}
+data: {{train: [talks.jsonl], heldout: [others.jsonl], max_tokens: 256, cache_dir: cache}}
 draft: {{ttt_steps: 3, vocab_size: 64}}
 training: {{ranks: 2, threads: 1, tokens_per_pack: 256, packs_per_step: 4, epochs: 8, max_steps: {STEPS},
   dtype: float32, learning_rate: 1e-3, warmup_steps: 2}}

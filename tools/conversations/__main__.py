@@ -26,12 +26,10 @@ WORK = REPOSITORY / ".cache" / "conversations"
 SHIPPED = REPOSITORY / "configs" / "quickstart"
 
 PACKAGES = {"chatterbot_corpus": "chatterbot-corpus==1.3.3", "chitchat_dataset": "chitchat-dataset==0.9.0"}
-SYSTEM = "Answer in one or two short sentences."
-"""Keeps this target's answers short and mostly whole."""
 HELDOUT = 100
 """The first so many conversations are for the evaluation only."""
-CONVERSATIONS = 2600
-MAX_NEW_TOKENS = 72
+CONVERSATIONS = 2000
+MAX_NEW_TOKENS = 80
 BROKEN = "\ufffd"
 """Stands for a character of which only a part was generated."""
 REPEATED_WORDS, REPEATS = 5, 3
@@ -88,9 +86,8 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     prompts, answers = WORK / "prompts.jsonl", WORK / "answers.jsonl"
     if not arguments.pack_only:
-        system = {"role": "system", "content": SYSTEM}
         rows = [
-            {"id": f"quickstart-{number:04d}", "messages": [system, {"role": "user", "content": prompt}]}
+            {"id": f"quickstart-{number:04d}", "messages": [{"role": "user", "content": prompt}]}
             for number, prompt in enumerate(select(*wheels(), CONVERSATIONS))
         ]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
