@@ -279,7 +279,7 @@ def _decode(
                 stage = stages[len(answers)]
                 tell(stage, 0, len(questions))
                 answers.append(_ask(server, questions, settings, shape))
-                device = server.get("/get_server_info")["device"]
+                device = server.get("/server_info")["device"]
                 tell(stage, len(questions), len(questions))
     plain, speculative = answers
     if not sum(speculative.histogram):
