@@ -241,6 +241,10 @@ class Stage:
         ]
         return sorted(found, key=lambda child: int(child.environ()["RANK"]))
 
+    def deaths(self) -> int:
+        """How often ranks died, whether or not they were started again."""
+        return self.run_dir.component_log(self.attempt, "agent", 0).read_text().count("ranks died")
+
     def tell(self) -> str:
         """All logs, for a test that fails."""
         logs = sorted((self.run_dir.attempt(self.attempt) / "logs").glob("*.log"))

@@ -73,6 +73,7 @@ def undisturbed(folder: Path, tiny_target: Path, master: Master) -> Outcome:
     with stage_at(folder, tiny_target, master, "undisturbed") as stage:
         stage.producer.faults.wrong_once = {stage.plan.packs(1)[0].id}
         assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 0
         return outcome(stage)
 
 
@@ -139,6 +140,7 @@ def test_a_killed_rank_changes_nothing(folder: Path, tiny_target: Path, master: 
         stage.producer.last_step = 8
         assert stage.end() == 0, stage.tell()
         assert not any(rank.is_running() for rank in before)
+        assert stage.deaths() == 1
         killed = outcome(stage)
     assert_same(killed, undisturbed)
 
@@ -154,11 +156,13 @@ def test_a_signal_to_all_processes_ends_in_one_snapshot_and_changes_nothing(
         for pid in (stage.agent.pid, *(rank.pid for rank in stage.ranks())):
             os.kill(pid, signal.SIGTERM)
         assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 0
         assert "SIGTERM" in stage.report().why
         assert stage.report().phase is Phase.STOP
         assert stage.values(4)["train_state.step"] == 4
     with stage_at(folder, tiny_target, master, "drained", attempt=2) as stage:
         assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 0
         resumed = outcome(stage)
     assert_same(resumed, undisturbed)
 
