@@ -23,8 +23,14 @@ _PR_SET_PDEATHSIG = 1
 def watch(tell: Callable[[signal.Signals, int], None]) -> None:
     """Call ``tell`` with the number and the sender's process id of each signal in `DRAINING`.
 
-    Must be called by the main thread before any other thread is started: threads inherit what they must not hear.
+    Must be called by the main thread, before threads of ours are started: they inherit what they must not hear.
+    Threads that libraries started while they were imported may hear it all the same; then the sender is 0.
     """
+    heard, hear = os.pipe()
+    os.set_blocking(hear, False)
+    signal.set_wakeup_fd(hear)
+    for number in DRAINING:
+        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, DRAINING)
 
     def listen() -> None:
@@ -32,7 +38,13 @@ def watch(tell: Callable[[signal.Signals, int], None]) -> None:
             info = signal.sigwaitinfo(DRAINING)
             tell(signal.Signals(info.si_signo), info.si_pid)
 
+    def listen_for_others() -> None:
+        while number := os.read(heard, 1):
+            if number[0] in DRAINING:
+                tell(signal.Signals(number[0]), 0)
+
     threading.Thread(target=listen, name="signals", daemon=True).start()
+    threading.Thread(target=listen_for_others, name="signals-of-others", daemon=True).start()
 
 
 def ask_to_stop(rendezvous: Path, attempt: int, why: str) -> None:
