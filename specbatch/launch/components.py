@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from specbatch.component_log import open_log
 from specbatch.errors import RunError, UserError
 from specbatch.launch.marks import Mark, leave_mark, read_mark
 from specbatch.launch.signals import on_signal
@@ -83,7 +83,7 @@ def _all_trained(run_dir: RunDir, attempt: int) -> bool:
 
 def _run(component: str, root: Path, attempt: int, task: int, work: Callable[[RunDir], None]) -> None:
     run_dir = RunDir(root)
-    _open_log(run_dir.component_log(attempt, component, task), f"{component}-{task}")
+    open_log(run_dir.component_log(attempt, component, task), f"{component}-{task}")
     log.info("started pid=%d attempt=%d", os.getpid(), attempt)
     try:
         work(run_dir)
@@ -97,16 +97,3 @@ def _run(component: str, root: Path, attempt: int, task: int, work: Callable[[Ru
         raise SystemExit(1) from error
     log.info("ended")
     leave_mark(run_dir, attempt, Mark(component, task))
-
-
-def _open_log(path: Path, name: str) -> None:
-    """Send everything that this process and its children print to the component's log."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(fd, stream.fileno())
-    os.close(fd)
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(message)s", stream=sys.stderr, force=True
-    )

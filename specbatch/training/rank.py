@@ -7,13 +7,13 @@ output and error go to the rank's log. Exit codes: 0 trained or stopped with a s
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
+from specbatch.component_log import open_log
 from specbatch.errors import UserError
 from specbatch.rundir import RunDir
 from specbatch.training import EXIT_FINAL, EXIT_USER
@@ -26,7 +26,7 @@ def main() -> None:
     """Never returns: threads of libraries that are ended by the interpreter abort the process now and then."""
     run_dir, attempt = RunDir(Path(sys.argv[1])), int(sys.argv[2])
     rank = int(os.environ["RANK"])
-    _open_log(run_dir.component_log(attempt, "training", rank), rank)
+    open_log(run_dir.component_log(attempt, "training", rank), f"training-{rank}")
     die_with_parent()
     _hear_signals(run_dir, attempt, rank)
     code = 1
@@ -57,20 +57,6 @@ def _work(run_dir: RunDir, attempt: int) -> int:
         print(error, file=sys.stderr)
         return EXIT_FINAL
     return 0
-
-
-def _open_log(path: Path, rank: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(fd, stream.fileno())
-    os.close(fd)
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s training-{rank} %(levelname)s %(message)s", stream=sys.stderr
-    )
-    # For the head, when nothing moves: all stacks into the log.
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def _hear_signals(run_dir: RunDir, attempt: int, rank: int) -> None:
