@@ -3,8 +3,9 @@
 
     tools/bench/step.py --shape smollm2 --tokens 4096 --loss-fraction 0.33
 
-Prints tokens a second, share of the device's peak and peak memory of both; the last line is JSON. Each
-implementation runs in a process of its own, so that one's memory is not counted as the other's.
+Prints tokens a second, share of the device's peak and peak memory of both; the last line is JSON. The share counts the
+operations that an implementation really does, so it says how well they run, not how many were saved. Each runs in a
+process of its own, so that the memory of one is not counted for the other.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
     """Time one implementation in this process."""
     import numpy as np
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from specbatch.capture import CaptureContract
     from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config
@@ -176,6 +178,8 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begun)
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    with FlopCounterMode(display=False) as counter:
+        step()
     return {
         "tokens": options.tokens,
         "loss_share": float(np.concatenate(masks).mean()),
@@ -183,20 +187,9 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
         "dtype": str(dtype).removeprefix("torch."),
         "loss": loss,
         "tokens_per_s": options.tokens / best,
-        "share_of_peak": published_flops(config, masks, shape) / best / peak_flops(device, dtype),
+        "share_of_peak": counter.get_total_flops() / best / peak_flops(device, dtype),
         "peak_bytes": peak - before,
     }
-
-
-def published_flops(config, masks, shape: Shape) -> float:
-    """Floating point operations that the published algorithm needs for these samples without padding, both ways."""
-    tokens = sum(m.size for m in masks)
-    wide, head = 2 * shape.hidden, shape.head_dim
-    layer = wide * head * (shape.heads + 2 * shape.kv_heads) + shape.heads * head * shape.hidden
-    layer += 3 * shape.hidden * shape.intermediate + shape.draft_vocab * shape.hidden
-    attention = sum(2 * m.size**2 * shape.heads * head / 2 for m in masks)
-    a_step = 6 * layer * tokens + 3 * 2 * attention + 2 * shape.draft_vocab * shape.hidden * tokens
-    return config.ttt_steps * a_step + 6 * 3 * shape.hidden**2 * tokens
 
 
 def peak_flops(device, dtype) -> float:
