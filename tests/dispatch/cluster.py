@@ -182,3 +182,19 @@ class Cluster:
                 self.train(rank)
             self.pass_time(HEARTBEAT_S)
         raise AssertionError(f"not trained: {self.dispatcher.report(self.now)}")
+
+
+def make_cluster(*, samples: int = 24, packs_per_step: int = 4, joined: bool = True, **options) -> Cluster:
+    plan = make_plan(samples, packs_per_step)
+    cluster = Cluster(plan, make_dispatcher(plan), **options)
+    if joined:
+        cluster.join()
+    return cluster
+
+
+def order_of(cluster: Cluster) -> list:
+    return [pack.id for step in range(1, cluster.plan.steps + 1) for pack in cluster.plan.packs(step)]
+
+
+def events(cluster: Cluster) -> list[str]:
+    return [name for name, _ in cluster.dispatcher.take_events()]
