@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -95,5 +96,11 @@ def _run(component: str, root: Path, attempt: int, task: int, work: Callable[[Ru
         log.error("failed\n%s", traceback.format_exc())
         leave_mark(run_dir, attempt, Mark(component, task, f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from error
-    log.info("ended")
+    log.info("ended %s", _memory())
     leave_mark(run_dir, attempt, Mark(component, task))
+
+
+def _memory() -> str:
+    """Most resident memory of this process, and of the largest one that it or its children started and saw end."""
+    own, child = (resource.getrusage(who).ru_maxrss >> 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return f"peak_mib={own} largest_child_peak_mib={child}"
