@@ -77,7 +77,7 @@ def test_the_shipped_conversations_are_whole_unlike_and_inoffensive():
     texts = [message["content"] for row in [*heldout, *train] for message in row["messages"]]
     assert not [text for text in texts if UNWANTED.search(text.lower())]
     for row in [*heldout, *train]:
-        assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert row["messages"][-1]["content"].strip()
     assert len({row["id"] for row in [*heldout, *train]}) == len(prompts)
 
