@@ -1,0 +1,23 @@
+"""``specbatch export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from specbatch.verbs.options import log_to_stderr, run_dir_of, run_verb
+
+
+def export(arguments: list[str]) -> int:
+    """Write a snapshot's draft as a Hugging Face directory that SGLang and vLLM load."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--step", type=int, metavar="N", help="Which snapshot; the newest whole one if not given.")
+        parser.add_argument("--out", type=Path, metavar="DIR", help="Where to; the run's export/ if not given.")
+
+    options = run_verb(export, arguments, add)
+    log_to_stderr()
+    from specbatch.export import export as write
+
+    print(write(run_dir_of(options.run), options.step, options.out))
+    return 0

@@ -1,0 +1,133 @@
+"""What verbs share: options that stand for the configuration's fields, run directories, help."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbatch.errors import UserError
+
+if TYPE_CHECKING:
+    from specbatch.config import Config
+    from specbatch.rundir import RunDir
+
+Verb = Callable[[list[str]], int]
+"""Takes the words behind its name, prints, and returns the exit code. The first line of its docstring is its help."""
+Add = Callable[[argparse.ArgumentParser], None]
+
+
+def about(verb: Verb) -> str:
+    """One line about a verb, without a full stop."""
+    return (verb.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def config_verb(
+    verb: Verb, arguments: list[str], add: Add = lambda parser: None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a verb that takes a configuration, and those that stand for its fields."""
+    parser = argparse.ArgumentParser(prog=f"specbatch {verb.__name__}", add_help=False, allow_abbrev=False)
+    _add_config_options(parser)
+    add(parser)
+    if any(word in ("-h", "--help") for word in arguments):
+        from specbatch.config.load import config_parser
+
+        full = config_parser(f"specbatch {verb.__name__}", f"{about(verb)}.")
+        full.usage = f"specbatch {verb.__name__} --config FILE [--SECTION.FIELD VALUE ...]"
+        _add_config_options(full)
+        add(full)
+        full.print_help()
+        raise SystemExit(0)
+    return parser.parse_known_args(arguments)
+
+
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="The configuration, in YAML.")
+    parser.add_argument(
+        "--print_config", action="store_true", help="Print the whole configuration, explained, and end."
+    )
+
+
+def read_config(options: argparse.Namespace, rest: list[str]) -> Config | None:
+    """The configuration; None if it was only to be printed.
+
+    Raises:
+        UserError: it is missing, or wrong.
+    """
+    from specbatch.config import dump_config, load_config
+
+    if options.config is None:
+        raise UserError("--config: is missing: name the configuration file, as --config configs/quickstart.yaml")
+    config = load_config(options.config, rest)
+    if options.print_config:
+        print(dump_config(config, explain=True), end="")
+        return None
+    return config
+
+
+@contextlib.contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """Say of which file a message speaks that begins with a field's name."""
+    from specbatch.config.load import config_options
+
+    sections = "|".join(dict.fromkeys(name.split(".")[0] for name in config_options()))
+    try:
+        yield
+    except UserError as error:
+        if re.match(rf"({sections})\.[\w.-]+: ", str(error)):
+            raise UserError(f"{path}: {error}") from error
+        raise
+
+
+def run_verb(verb: Verb, arguments: list[str], add: Add = lambda parser: None) -> argparse.Namespace:
+    """The options of a verb that takes a run directory.
+
+    Raises:
+        UserError: an option is not the verb's.
+    """
+    options, rest = run_verb_known(verb, arguments, add, {})
+    if rest:
+        raise UserError(
+            f"{rest[0]}: is no option of `specbatch {verb.__name__}`; see `specbatch {verb.__name__} --help`"
+        )
+    return options
+
+
+def run_verb_known(
+    verb: Verb, arguments: list[str], add: Add, fields: dict[str, Any]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a verb that takes a run directory, and what is left for `fields`."""
+    parser = argparse.ArgumentParser(
+        prog=f"specbatch {verb.__name__}", description=f"{about(verb)}.", allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="A run directory.")
+    add(parser)
+    if any(word in ("-h", "--help") for word in arguments):
+        for name, option in fields.items():
+            parser.add_argument(f"--{name}", metavar="VALUE", help=f"{option.text} The run's own if not given.")
+    return parser.parse_known_args(arguments)
+
+
+def run_dir_of(path: Path) -> RunDir:
+    """The run directory.
+
+    Raises:
+        UserError: it is none.
+    """
+    from specbatch.rundir import RunDir
+
+    run_dir = RunDir(path.absolute())
+    if not run_dir.config.is_file():
+        raise UserError(f"{path}: no run directory: it has no config.yaml; start a run with `specbatch run`")
+    return run_dir
+
+
+def log_to_stderr() -> None:
+    """Show what modules log, for verbs without a display of their own."""
+    import logging
+    import sys
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
