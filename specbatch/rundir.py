@@ -61,6 +61,16 @@ class RunDir:
         return self.root / "status.json"
 
     @property
+    def jobs(self) -> Path:
+        """The Slurm jobs of the run, a file each."""
+        return self.root / "jobs"
+
+    @property
+    def cancelled(self) -> Path:
+        """There while the user does not want the run to go on: nobody requeues it or starts another attempt."""
+        return self.root / "cancelled.json"
+
+    @property
     def provenance(self) -> Path:
         return self.root / "provenance.json"
 
@@ -92,6 +102,14 @@ class RunDir:
 
     def attempt(self, attempt: int) -> Path:
         return self.root / "attempts" / str(attempt)
+
+    def began(self, attempt: int) -> Path:
+        """What an attempt began with."""
+        return self.attempt(attempt) / "began.json"
+
+    def last_status(self, attempt: int) -> Path:
+        """How an attempt stood at its end."""
+        return self.attempt(attempt) / "status.json"
 
     def rendezvous(self, attempt: int) -> Path:
         return self.attempt(attempt) / "rendezvous.json"

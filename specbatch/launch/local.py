@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from specbatch.config import Config, dump_config, load_config
 from specbatch.errors import RunError, UserError
+from specbatch.launch.history import begin_attempt
 from specbatch.launch.progress import Display, MetricsTail
+from specbatch.registry import register
 from specbatch.rundir import RunDir, read_json, write_whole
 
 if TYPE_CHECKING:
@@ -61,11 +63,14 @@ def resume(root: Path) -> int:
 
 
 def _run(run_dir: RunDir, config: Config) -> int:
+    register(run_dir)
+    run_dir.cancelled.unlink(missing_ok=True)
     with Display(run_dir.log, config.run.log_interval_s) as display:
         display.stage("preparing")
         _prepare(run_dir, config, display)
         attempt = max(run_dir.attempts(), default=0) + 1
         run_dir.attempt(attempt).mkdir(parents=True, mode=0o700)
+        begin_attempt(run_dir, attempt)
         code = _Foreground(run_dir, config, attempt, display).watch()
     _report(run_dir, code, display.seconds)
     return code

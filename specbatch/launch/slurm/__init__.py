@@ -1,0 +1,4 @@
+"""Runs as Slurm jobs.
+
+`jobs` remembers which jobs are a run's; `states` reads what Slurm says about them.
+"""
