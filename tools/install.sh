@@ -30,13 +30,18 @@ fail() {
     exit 2
 }
 
-# system_package NAME WHY: installs a package of the system where that is possible, else names it.
+# system_package NAMES WHY: installs packages of the system where that is possible, else names them. Their services are
+# not started: RUNLEVEL=1.
 system_package() {
+    local names
+    read -ra names <<<"$1"
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-        echo "installing the system package $1: $2"
-        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$1" >/dev/null && return
+        echo "installing the system's $1: $2"
+        apt-get update -qq &&
+            RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${names[@]}" \
+                >/dev/null && return
     fi
-    fail "$2: install the system's package $1 and call again (Debian and Ubuntu: sudo apt-get install $1)"
+    fail "$2: install the system's $1 and call again (Debian and Ubuntu: sudo apt-get install $1)"
 }
 
 # Sets PYTHON to an interpreter that is new enough.
@@ -56,6 +61,17 @@ prepare_system() {
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || system_package python3-venv "Python cannot make environments"
     "$PYTHON" -c 'import ctypes; ctypes.CDLL("libibverbs.so.1")' 2>/dev/null ||
         system_package libibverbs1 "Mooncake needs libibverbs.so.1, also without InfiniBand"
+}
+
+# What tools/slurmlab, and so the tests on a Slurm cluster, need of the system.
+prepare_cluster() {
+    local command
+    for command in slurmctld slurmd slurmdbd sbatch munged mariadbd ip pkill; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null && continue
+        system_package "slurmctld slurmd slurmdbd slurm-client slurm-wlm-basic-plugins munge mariadb-server iproute2 procps" \
+            "the tests start a Slurm cluster"
+        return
+    done
 }
 
 # wanted LOCK: what an environment made from this file is known by: its place, because it cannot be moved, the lock, and

@@ -1,0 +1,183 @@
+"""The cluster that the other tests here trust: what breaks in it breaks as on a real one, and nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tools.lab import Lab, LabError
+from tools.lab.processes import Started
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+def user(lab: Lab, *command: str) -> str:
+    """What a command of the ordinary user prints."""
+    argv = [*lab.as_user(), *command]
+    return subprocess.run(
+        argv, env=lab.user_environment(), cwd=lab.state.home, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout.strip()
+
+
+def eventually(what: Callable[[], bool], timeout_s: float = 60) -> None:
+    until = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def states(lab: Lab, job: str) -> set[str]:
+    return set(user(lab, "squeue", "-h", "-j", job, "-o", "%T").split())
+
+
+def test_an_ordinary_user_runs_a_heterogeneous_job_and_accounting_knows(lab: Lab):
+    script = lab.state.home / "het.sh"
+    where = 'srun --het-group={0} sh -c "echo {0} \\$(id -un) \\$(hostname) gpus \\$CUDA_VISIBLE_DEVICES"\n'
+    script.write_text(
+        "#!/bin/bash\n#SBATCH --partition=cpu --output=het.out\n#SBATCH hetjob\n#SBATCH --partition=gpu --gres=gpu:2\n"
+        + where.format(0)
+        + where.format(1)
+    )
+    job = user(lab, "sbatch", "--parsable", str(script))
+    rows = ["sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID,User,Account,State"]
+    done = f"{job}+{{}}|labuser|lab|COMPLETED"
+    eventually(lambda: set(user(lab, *rows).split("\n")) == {done.format(0), done.format(1)})
+    head, engine = (lab.state.home / "het.out").read_text().splitlines()
+    assert head == "0 labuser node1 gpus"
+    assert engine.split()[:2] == ["1", "labuser"]
+    assert engine.split()[2] in lab.state.gpu_names
+    assert engine.endswith(" gpus 0,1")
+
+
+def test_an_unknown_account_is_refused(lab: Lab):
+    with pytest.raises(subprocess.CalledProcessError):
+        user(lab, "sbatch", "--account=nobody", "--wrap=true")
+
+
+def test_preempted_jobs_are_warned_or_not_requeued_and_start_again(lab: Lab):
+    def start(partition: str, node: str, on_warning: str) -> tuple[str, Path]:
+        heard = lab.state.home / partition
+        body = f"""echo start $SLURM_RESTART_COUNT >>{heard}
+            trap 'echo warned >>{heard}; {on_warning}' USR2
+            while :; do sleep 300 & wait; done"""
+        options = [f"--partition={partition}", f"--nodelist={node}", "--signal=B:USR2@60", "--requeue"]
+        return user(lab, "sbatch", "--parsable", "--output=/dev/null", *options, f"--wrap={body}"), heard
+
+    warned, warned_heard = start("preempt", "node1", "scontrol requeue $SLURM_JOB_ID")
+    sudden, sudden_heard = start("sudden", "node2", ":")
+    eventually(lambda: warned_heard.exists() and sudden_heard.exists())
+    lab.preempt("node1", "node2", seconds=1)
+    eventually(lambda: warned_heard.read_text().split("\n") == ["start", "warned", "start 1", ""])
+    eventually(lambda: sudden_heard.read_text().split("\n")[-2:] == ["start 1", ""])
+    user(lab, "scancel", warned, sudden)
+
+
+def test_a_node_without_power_is_found_dead_its_job_requeued_and_it_comes_back(lab: Lab):
+    options = ["--partition=cpu", "--nodelist=node2", "--output=/dev/null"]
+    job = user(lab, "sbatch", "--parsable", *options, "--wrap=exec sleep 86399")
+    sleeper = ["sleep", "86399"]
+    eventually(lambda: sleeper in [p.info["cmdline"] for p in psutil.process_iter(["cmdline"])])
+    lab.kill_node("node2")
+    assert sleeper not in [p.info["cmdline"] for p in psutil.process_iter(["cmdline"])]
+    assert lab.dead() == ["node2"]
+    eventually(lambda: lab.node_state("node2").startswith("down"))
+    eventually(lambda: states(lab, job) == {"PENDING"})
+    user(lab, "scancel", job)
+    lab.restore_node("node2")
+    assert lab.dead() == []
+
+
+def test_a_cut_node_goes_on_and_is_reached_again_when_its_cable_is_back(lab: Lab):
+    ping = ["bash", "-c", f"exec 3<>/dev/tcp/{lab.state.address('node4')}/6818"]
+    beats = lab.state.home / "beats"
+    body = f"while :; do date +%s%N >>{beats}; sleep 0.1; done"
+    options = ["--partition=cpu", "--nodelist=node3", "--output=/dev/null"]
+    job = user(lab, "sbatch", "--parsable", *options, f"--wrap={body}")
+    eventually(beats.exists)
+    subprocess.run([*lab.on_node("node3"), *ping], check=True)
+    lab.cut_node("node3")
+    size = beats.stat().st_size
+    assert subprocess.run(["timeout", "1", *lab.on_node("node3"), *ping], check=False).returncode != 0
+    eventually(lambda: beats.stat().st_size > size)
+    lab.restore_node("node3")
+    subprocess.run([*lab.on_node("node3"), *ping], check=True)
+    user(lab, "scancel", job)
+
+
+def test_two_clusters_stand_side_by_side_and_nothing_is_left_of_one(lab: Lab, tmp_path: Path):
+    other = Lab(tmp_path / "other")
+    other.up(2, accounting=False)
+    assert not other.up(2, accounting=False)
+    own = namespaces(process.pid for process in other.state.processes.values()) - namespaces([os.getpid()])
+    assert len(own) > 2
+    assert other.state.net != lab.state.net
+    job = other.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 300").strip()
+    eventually(lambda: other.run("squeue", "-h", "-o", "%i %T").strip() == f"{job} RUNNING")
+    assert job not in lab.run("squeue", "-h", "-o", "%i").split()
+    device = other.state.device
+    assert device in os.listdir("/sys/class/net")
+    other.down()
+    assert not other.folder.exists()
+    assert [p for p in psutil.process_iter() if str(other.folder) in " ".join(_words(p))] == []
+    assert not own & namespaces(psutil.pids())
+    assert device not in os.listdir("/sys/class/net")
+
+
+def namespaces(pids: Iterable[int]) -> set[str]:
+    """Those that these processes are in, as far as they may be seen."""
+    found = set()
+    for pid, kind in itertools.product(pids, ("net", "mnt", "uts", "pid_for_children")):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
+    return found
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_tied_cluster_dies_with_whoever_started_it(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from tools.lab import Lab\n"
+        "Lab(Path(sys.argv[1]), tied=True).up(1, accounting=False); print('up', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "lab")]
+    starter = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert starter.stdout
+    assert starter.stdout.readline() == "up\n"
+    lab = Lab(tmp_path / "lab")
+    processes: list[Started] = list(lab.state.processes.values())
+    starter.send_signal(signal.SIGKILL)
+    starter.communicate()
+    eventually(lambda: not any(process.alive() for process in processes))
+    lab.down()
+    assert not lab.folder.exists()
+
+
+def test_what_cannot_be_done_is_said_in_a_line(lab: Lab, tmp_path: Path):
+    with pytest.raises(LabError, match=r"no node node9; there are node1 node2"):
+        lab.kill_node("node9")
+    with pytest.raises(LabError, match=r"no cluster in .*; start one with `slurmlab up`"):
+        Lab(tmp_path / "none").kill_node("node1")
+    with pytest.raises(LabError, match="no blanks"):
+        Lab(tmp_path / "a b").up()
+    done = subprocess.run(
+        [*lab.as_user(), sys.executable, "tools/slurmlab", "up"],
+        env=lab.user_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.split(":")[:2]) == (1, ["slurmlab", " must be root"])
