@@ -63,6 +63,11 @@ def check(config: Config) -> list[str]:
 
 def check_plan(config: Config, plan: Plan, corpus: Corpus, contract: CaptureContract) -> list[str]:
     """Check what is known once the corpus is: exact bytes, and the number of steps. Returns and raises as `check`."""
+    if config.training.evaluate_interval_steps and not plan.heldout:
+        raise UserError(
+            "data.heldout: no sample of it has anything to evaluate on (prompts without answers?); give it "
+            "conversations with answers, or leave training.evaluate_interval_steps out"
+        )
     check_store(config, plan, corpus, contract)
     return _warn_of_warmup(config, min(plan.steps, config.training.max_steps or plan.steps))
 
@@ -80,20 +85,31 @@ def check_store(config: Config, plan: Plan, corpus: Corpus, contract: CaptureCon
     def exact(sample: int) -> int:
         return contract.bytes(corpus.sample(sample).loss_mask)
 
-    for sample in np.flatnonzero(plan.lengths * widest > segment).tolist():
+    of_heldout = [sample for pack in plan.heldout for sample in pack.samples]
+    for sample in [*np.flatnonzero(plan.lengths * widest > segment).tolist(), *of_heldout]:
         rows = contract.rows(corpus.sample(sample).loss_mask)
         largest = max(BYTES_PER_VALUE * contract.widths[name] * rows[name].size for name in rows)
         if largest > segment:
             raise UserError(
                 f"store.bytes_per_rank: {config.store.bytes_per_rank} holds no object of more than {_size(segment)}, "
-                f"and a sample of {plan.lengths[sample]} tokens makes one of {_size(largest)}; set "
+                f"and a sample of {corpus.sample(sample).input_ids.size} tokens makes one of {_size(largest)}; set "
                 f"store.bytes_per_rank: {_enough(config, largest)}, or a smaller data.max_tokens"
             )
+    heldout = sum(map(exact, of_heldout))
     for step in range(1, plan.steps + 1):
         samples = [sample for pack in plan.packs(step) for sample in pack.samples]
-        if int(plan.lengths[samples].sum()) * most <= room:
+        if int(plan.lengths[samples].sum()) * most + heldout <= room:
             continue
         needed = sum(map(exact, samples))
+        if needed <= room < needed + heldout:
+            # Any step may be the first after a restart, and held-out packs are computed again then.
+            each = _enough(config, -(-(needed + heldout) // config.training.ranks))
+            raise UserError(
+                f"training.evaluate_packs: {config.training.evaluate_packs} are {_size(heldout)}, which the store must "
+                f"hold beside any step, and step {step} is {_size(needed)}; store.bytes_per_rank: "
+                f"{config.store.bytes_per_rank} of training.ranks: {config.training.ranks} hold {_size(room)}; set "
+                f"store.bytes_per_rank: {each}, or fewer training.evaluate_packs"
+            )
         if needed > room:
             each = _enough(config, -(-needed // config.training.ranks))
             raise UserError(
@@ -242,6 +258,11 @@ def _check_evaluate(config: Config) -> None:
         raise UserError(
             f"evaluate.prompts: {config.evaluate.prompts} are taken from data.heldout, which is empty; name files "
             "there, or set evaluate.prompts: 0"
+        )
+    if config.training.evaluate_interval_steps and not config.data.heldout:
+        raise UserError(
+            f"training.evaluate_interval_steps: {config.training.evaluate_interval_steps}: evaluations use "
+            "data.heldout, which is empty; name files there, or leave it out"
         )
     both = set(config.data.heldout) & set(config.data.train)
     if both:

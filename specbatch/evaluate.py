@@ -178,9 +178,13 @@ def _check_draft(run_dir: RunDir, folder: Path, shape: TargetShape, *, given: bo
         found = json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    expected = {"vocab_size": shape.vocab, "target_hidden_size": shape.hidden}
-    for name, value in expected.items():
-        has = found.get(name, found.get("hidden_size") if name == "target_hidden_size" else None)
+    width = found.get("target_hidden_size", found.get("hidden_size"))
+    if found.get("num_aux_hidden_states") == 1:  # all states as one: a draft with an embedding of its own
+        width = found.get("hidden_size")
+    for name, has, value in (
+        ("vocab_size", found.get("vocab_size"), shape.vocab),
+        ("target_hidden_size", width, shape.hidden),
+    ):
         if has != value:
             raise UserError(
                 f"{folder / 'config.json'}: {name} is {has}, but the target {shape.path} has {value}: it is a draft "

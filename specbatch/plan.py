@@ -8,6 +8,8 @@ of a library in it, only integer arithmetic.
   hold packs of two epochs. Only the very last step can lack packs: it is filled with empty ones.
 - Within a step, packs are dealt by falling cost, a round at a time, to the ranks that have the least so far;
   who is first among equals changes with the step.
+- Packs of held-out data are captured as those of training are, before the first step that ranks train together, and
+  never trained. They are of the epoch `HELD_OUT`, and change nothing about the others.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from specbatch.manifest import PackId
+
+HELD_OUT = -1
+"""Epoch of the packs that are evaluated and never trained."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Pack:
     index: int
     """Position in the epoch's order of packs, from 0."""
     samples: tuple[int, ...]
-    """Indices into the corpus; empty for the packs that fill up the last step."""
+    """Indices into the corpus, where held-out samples follow those of training; empty for the packs that fill up the
+    last step."""
 
     @property
     def id(self) -> PackId:
@@ -46,29 +53,46 @@ class Plan:
         epochs: passes over the corpus.
         tokens_per_pack: most tokens of a pack.
         packs_per_step: packs of an optimizer step.
+        heldout: int ``[held-out samples]``, tokens of each, as ``lengths``.
+        heldout_packs: most packs that are made of them.
 
     Raises:
         ValueError: for an empty corpus, a sample that no pack can hold, or numbers below 1.
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, seed: int, epochs: int, tokens_per_pack: int, packs_per_step: int
+        self,
+        lengths: np.ndarray,
+        *,
+        seed: int,
+        epochs: int,
+        tokens_per_pack: int,
+        packs_per_step: int,
+        heldout: np.ndarray | None = None,
+        heldout_packs: int = 0,
     ) -> None:
         self.lengths = np.ascontiguousarray(lengths, dtype=np.int64)
+        self._heldout_lengths = np.ascontiguousarray(() if heldout is None else heldout, dtype=np.int64)
+        self._all_lengths = np.concatenate([self.lengths, self._heldout_lengths])
         if not self.lengths.size:
             raise ValueError("the corpus has no samples")
         if min(epochs, tokens_per_pack, packs_per_step) < 1:
             raise ValueError("epochs, tokens_per_pack and packs_per_step must be at least 1")
-        if self.lengths.min() < 1 or self.lengths.max() > tokens_per_pack:
-            raise ValueError(
-                f"samples have {self.lengths.min()} to {self.lengths.max()} tokens, a pack holds 1 to {tokens_per_pack}"
-            )
+        low, high = self._all_lengths.min(), self._all_lengths.max()
+        if low < 1 or high > tokens_per_pack:
+            raise ValueError(f"samples have {low} to {high} tokens, a pack holds 1 to {tokens_per_pack}")
         self.seed, self.epochs = seed, epochs
         self.tokens_per_pack, self.packs_per_step = tokens_per_pack, packs_per_step
         self._epoch = lru_cache(maxsize=2)(self._pack_epoch)
         self._first = [0]
         for epoch in range(epochs):
             self._first.append(self._first[-1] + len(self._epoch(epoch)[1]) - 1)
+        order, cuts = self._pack_epoch(HELD_OUT)
+        self.heldout: tuple[Pack, ...] = tuple(
+            Pack(HELD_OUT, index, tuple((order[begin:end] + len(self.lengths)).tolist()))
+            for index, (begin, end) in enumerate(pairwise(cuts[: heldout_packs + 1]))
+        )
+        """The packs of held-out data, in the order in which they are captured."""
 
     @property
     def steps(self) -> int:
@@ -86,8 +110,20 @@ class Plan:
         first = (step - 1) * self.packs_per_step
         return [self._pack(position) for position in range(first, first + self.packs_per_step)]
 
+    def pack(self, pack: PackId) -> Pack:
+        """The pack with this id.
+
+        Raises:
+            IndexError: if there is none.
+        """
+        if pack[0] == HELD_OUT:
+            return self.heldout[pack[1]]
+        return self._pack(self._first[pack[0]] + pack[1])
+
     def step_of(self, pack: PackId) -> int:
-        """The step that trains a pack."""
+        """The step that trains a pack; 0 for held-out ones."""
+        if pack[0] == HELD_OUT:
+            return 0
         return (self._first[pack[0]] + pack[1]) // self.packs_per_step + 1
 
     def assign(self, step: int, ranks: int, costs: list[float] | None = None) -> list[list[Pack]]:
@@ -114,13 +150,17 @@ class Plan:
                 spent[rank] += costs[i]
         return dealt
 
+    def assign_heldout(self, ranks: int) -> list[list[Pack]]:
+        """Deal the held-out packs to ranks, in turn: some may have one less."""
+        return [list(self.heldout[rank::ranks]) for rank in range(ranks)]
+
     def tokens(self, pack: Pack) -> int:
         """Tokens of a pack."""
-        return int(self.lengths[list(pack.samples)].sum())
+        return int(self._all_lengths[list(pack.samples)].sum())
 
     @property
     def fingerprint(self) -> dict[str, int | str]:
-        """What makes a plan this plan; two plans are equal exactly if these are."""
+        """What makes a plan this plan; two plans train the same exactly if these are equal."""
         return {
             "seed": self.seed,
             "epochs": self.epochs,
@@ -140,8 +180,9 @@ class Plan:
 
     def _pack_epoch(self, epoch: int) -> tuple[np.ndarray, list[int]]:
         """The samples of an epoch in order, and where its packs begin and end: next fit."""
-        order = np.argsort(_hashes(len(self.lengths), self.seed, epoch), kind="stable")
-        ends = np.cumsum(self.lengths[order]).tolist()
+        lengths = self._heldout_lengths if epoch == HELD_OUT else self.lengths
+        order = np.argsort(_hashes(len(lengths), self.seed, epoch), kind="stable")
+        ends = np.cumsum(lengths[order]).tolist()
         cuts, taken = [0], 0
         while cuts[-1] < len(ends):
             cuts.append(bisect_right(ends, taken + self.tokens_per_pack, lo=cuts[-1]))

@@ -73,6 +73,13 @@ def knowing_draft(target, embedding, follows, kept):
     }
 
 
+def with_own_embedding(draft, embedding):
+    """The same draft on an embedding of its own, which says the opposite of the target's."""
+    name = "layers.0.self_attn.v_proj.weight"
+    own, state = draft[name].chunk(2, dim=1)
+    return draft | {"embed_tokens.weight": -embedding, name: torch.cat([-own, state], 1)}
+
+
 def held(checker):
     """Name to checksum of the parameters of SGLang's draft, which its checker tells apart from the target's."""
     sums = checker["ranks"][0]["checksums"]
@@ -99,10 +106,13 @@ def checksum(*parts):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_sglang_holds_what_was_exported_and_accepts_a_draft_that_knows(tmp_path):
+@pytest.mark.parametrize("own_embedding", [False, True])
+def test_sglang_holds_what_was_exported_and_accepts_a_draft_that_knows(tmp_path, own_embedding):
     embedding, follows, kept = clockwork(tmp_path / "target")
     target = read_target(tmp_path / "target")
     draft = knowing_draft(target, embedding, follows, kept)
+    if own_embedding:
+        draft, embedding = with_own_embedding(draft, embedding), -embedding
     run = make_run(tmp_path / "run", tmp_path / "target", vocab=KEPT, **draft)
     folder = export(run)
     arguments = {

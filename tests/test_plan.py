@@ -52,7 +52,26 @@ def test_steps_have_equally_many_packs_and_only_the_last_has_empty_ones(plan):
 def test_packs_have_ids_of_their_own_and_know_their_step(plan):
     ids = [pack.id for pack in all_packs(plan)]
     assert len(set(ids)) == len(ids)
+    assert all(plan.pack(pack.id) == pack for pack in all_packs(plan))
     assert all(plan.step_of(pack.id) == step for step in range(1, plan.steps + 1) for pack in plan.packs(step))
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(0, 9), st.integers(1, 4))
+def test_held_out_packs_are_dealt_to_ranks_and_change_nothing_else(lengths, most, ranks):
+    settings = {"seed": 3, "epochs": 1, "tokens_per_pack": 20, "packs_per_step": 2}
+    alone = Plan(np.array([5] * 7), **settings)
+    plan = Plan(np.array([5] * 7), heldout=np.array(lengths), heldout_packs=most, **settings)
+    assert (plan.fingerprint, all_packs(plan)) == (alone.fingerprint, all_packs(alone))
+    assert len(plan.heldout) <= most
+    samples = [sample for pack in plan.heldout for sample in pack.samples]
+    assert len(set(samples)) == len(samples)
+    assert all(7 <= sample < 7 + len(lengths) for sample in samples)
+    assert len(samples) == len(lengths) or len(plan.heldout) == most
+    for number, pack in enumerate(plan.heldout):
+        assert pack == plan.pack((-1, number))
+        assert plan.tokens(pack) == sum(lengths[sample - 7] for sample in pack.samples) <= 20
+        assert plan.step_of(pack.id) == 0
+    assert sorted(pack.id for dealt in plan.assign_heldout(ranks) for pack in dealt) == [p.id for p in plan.heldout]
 
 
 @given(plans, st.integers(1, 6))

@@ -91,6 +91,11 @@ class Draft:
     """Decoder layers whose outputs the draft reads, from 0; not given: a low, a middle and a high one."""
     intermediate_size: Count | None = None
     """Width of the draft's MLP; the target's if not given."""
+    train_head: bool = True
+    """Train the head, which starts as the target's; false: keep it, which saves 12 bytes a weight, over all ranks."""
+    train_embedding: bool = False
+    """Train an embedding of the draft's own, which starts as the target's: 16 bytes a weight more, over all ranks, and
+    another matrix of the target's vocabulary to load where the draft is served."""
 
 
 @dataclass
@@ -111,8 +116,10 @@ class Training:
     """End after so many steps, before the plan does."""
     learning_rate: Annotated[float, above(0)] = 1e-4
     """Highest learning rate of AdamW."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; wsd (arXiv:2404.06395): linearly, and only at the end."""
+    decay_share: Annotated[float, above(0), at_most(1)] = 0.1
+    """Share of all steps, at the end, over which wsd falls."""
     warmup_steps: Natural = 50
     """Steps over which the learning rate rises."""
     min_learning_rate: Share = 0.0
@@ -123,6 +130,10 @@ class Training:
     """AdamW's."""
     max_grad_norm: Annotated[float, above(0)] = 0.5
     """Gradients are scaled down to this norm."""
+    evaluate_interval_steps: Count | None = None
+    """Steps between two evaluations on packs of `data.heldout`, which the engines compute first; not given: none."""
+    evaluate_packs: Count = 16
+    """How many, at most; each rank keeps its share in host memory, and all fit into the store with the first step."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the draft computes in; its weights, gradients and optimizer states are float32 in any case."""
     prefetch_steps: Count = 2

@@ -38,6 +38,8 @@ def make_plan(config: Config, corpus: Corpus) -> Plan:
         epochs=config.training.epochs,
         tokens_per_pack=config.training.tokens_per_pack,
         packs_per_step=config.training.packs_per_step,
+        heldout=corpus.heldout.lengths if corpus.heldout else None,
+        heldout_packs=config.training.evaluate_packs if config.training.evaluate_interval_steps else 0,
     )
 
 

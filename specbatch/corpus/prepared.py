@@ -64,7 +64,7 @@ class Corpus:
         """The tokens and the loss mask of a sample.
 
         Args:
-            i: from 0; a negative one is refused.
+            i: from 0; a negative one is refused. The samples of the held-out data follow one's own.
 
         Raises:
             IndexError: if there is no such sample.
@@ -89,6 +89,8 @@ class Corpus:
 
     def _row(self, i: int) -> Any:
         """Arrow table of one row."""
+        if self.heldout is not None and i >= len(self):
+            return self.heldout._row(i - len(self))
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} is not in 0..{len(self) - 1}")
         return self._samples[i]

@@ -6,6 +6,7 @@ died, and is harmless then.
 - Nothing is handed out before all ranks joined: only then is it known in whose memory a pack shall lie.
 - Claims go out in plan order; what came back is nearer than what was never claimed, so it goes first.
 - An engine keeps its claims as long as it names them in its heartbeats.
+- Held-out packs are stored before the first step that ranks train together, and asked for only then.
 - A step is begun by all ranks or by none: the first that is let in decides for all.
 """
 
@@ -41,7 +42,7 @@ from specbatch.dispatch.messages import (
 )
 from specbatch.dispatch.window import State, Window
 from specbatch.manifest import Manifest, PackId
-from specbatch.plan import Pack, Plan
+from specbatch.plan import HELD_OUT, Pack, Plan
 
 
 @dataclass(slots=True)
@@ -273,7 +274,7 @@ class Dispatcher:
                 stored.append(entry.manifest)
             elif entry is not None and entry.state is State.VOID:
                 void.append((pack, self._void[pack]))
-            elif not 0 <= pack[0] < self._plan.epochs or self._plan.step_of(pack) <= world.trained[request.rank]:
+            elif not self._to_come(pack, world.trained[request.rank]):
                 return Refused(f"rank {request.rank} waits for pack {pack}, which is trained or none")
             else:
                 missing.append(pack)
@@ -287,6 +288,11 @@ class Dispatcher:
         if phase is not Phase.WORK:
             self._told.add(request.rank)
         return Packs(tuple(stored), tuple(void), phase)
+
+    def _to_come(self, pack: PackId, trained: int) -> bool:
+        if pack[0] == HELD_OUT:
+            return pack in self._window.entries
+        return 0 <= pack[0] < self._plan.epochs and self._plan.step_of(pack) > trained
 
     def _begin(self, world: World, request: Begin, last: bool) -> AnyReply | None:
         trained = world.trained[request.rank]

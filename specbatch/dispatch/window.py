@@ -2,6 +2,9 @@
 
 Packs enter in plan order and leave with their step. A pack that entered keeps its bytes reserved until it
 leaves, whatever happens to it in between, so what is reserved never exceeds what the store can hold.
+
+Held-out packs stand before all others after every restart, are needed for the first step that is begun, and leave
+with it: by then the ranks have copied them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from specbatch.manifest import Manifest, PackId
-from specbatch.plan import Plan
+from specbatch.plan import Pack, Plan
 
 
 class State(enum.Enum):
@@ -31,6 +34,7 @@ class Entry:
 
     id: PackId
     step: int
+    """That trains it; 0: none, it is held out."""
     rank: int
     """Who will train it."""
     bytes: int
@@ -98,6 +102,9 @@ class Window:
         self._ahead.clear()
         self._free.clear()
         self._ready.clear()
+        if ranks:
+            self._ahead.extend(self._heldout(ranks))
+            self._ready[0] = 0
         return dropped
 
     def extend(self, more: int) -> int:
@@ -160,8 +167,9 @@ class Window:
         self._ready[entry.step] += 1
 
     def complete(self, step: int) -> bool:
-        """Whether all packs of a step are stored or void."""
-        return self._ready.get(step, 0) == self._plan.packs_per_step
+        """Whether all packs of a step are stored or void, and the held-out ones, if they have not left yet."""
+        heldout = len(self._plan.heldout)
+        return self._ready.get(step, 0) == self._plan.packs_per_step and self._ready.get(0, heldout) == heldout
 
     def leave(self) -> list[Entry]:
         """The next step is trained: its packs leave, and are returned."""
@@ -174,6 +182,7 @@ class Window:
             self.reserved -= entry.bytes
             left.append(entry)
         self._ready.pop(self.step, None)
+        self._ready.pop(0, None)
         self.budget = min(self.capacity, self.budget + self.capacity // 100)
         return left
 
@@ -224,21 +233,15 @@ class Window:
         """Work out the packs of the next step; False if the store can't hold them all at once."""
         step = self._ahead_step + 1
         rank_of = {pack.id: rank for rank, packs in enumerate(self._plan.assign(step, self._ranks)) for pack in packs}
-        entries = [
-            Entry(
-                pack.id,
-                step,
-                rank_of[pack.id],
-                self._bytes_of(pack) if pack.samples else 0,
-                suspect=pack.id in self._suspects,
-            )
-            for pack in self._plan.packs(step)
-        ]
+        entries = [self._entry(pack, step, rank_of[pack.id]) for pack in self._plan.packs(step)]
         needed = sum(entry.bytes for entry in entries)
+        heldout = self.reserved if step == self.step + 1 else 0
+        needed += heldout
         if needed > self.capacity:
             if step == self.step + 1:
                 self.error = (
-                    f"step {step} needs {needed} bytes in the store at once, and the memory that "
+                    f"step {step} needs {needed} bytes in the store at once"
+                    f"{f', {heldout} of them for held-out packs' if heldout else ''}, and the memory that "
                     f"{self._ranks} ranks lend it holds {self.capacity}: raise store.bytes_per_rank by a factor of "
                     f"{needed / max(self.capacity, 1):.2f}, or lower training.packs_per_step"
                 )
@@ -246,3 +249,12 @@ class Window:
         self._ahead_step = step
         self._ahead.extend(entries)
         return True
+
+    def _heldout(self, ranks: int) -> list[Entry]:
+        """The held-out packs, in the plan's order."""
+        dealt = enumerate(self._plan.assign_heldout(ranks))
+        return sorted((self._entry(pack, 0, rank) for rank, packs in dealt for pack in packs), key=lambda e: e.id)
+
+    def _entry(self, pack: Pack, step: int, rank: int) -> Entry:
+        size = self._bytes_of(pack) if pack.samples else 0
+        return Entry(pack.id, step, rank, size, suspect=pack.id in self._suspects)

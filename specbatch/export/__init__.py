@@ -1,7 +1,8 @@
 """A snapshot's draft as a Hugging Face directory that SGLang, vLLM and speculators load.
 
-One directory serves all three. SGLang drops names that it does not know and starts missing parameters at random,
-without a word, so everything is checked here before the directory gets its name.
+One directory serves all three; where the embedding was trained, too, the first two: speculators has no place for it.
+SGLang drops names that it does not know and starts missing parameters at random, without a word, so everything is
+checked here before the directory gets its name.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def export(run_dir: RunDir, step: int | None = None, out: Path | None = None) ->
         UserError: if there is no such snapshot, or something else is in the way.
         RunError: if the snapshot is damaged or holds no draft that engines could load; the tensor is named.
     """
-    from specbatch.export.checkpoint import draft_tensors, save
+    from specbatch.export.checkpoint import EMBEDDING, draft_tensors, save
 
     out = run_dir.export if out is None else out
     if out.exists() and not (out / ABOUT).exists() and (not out.is_dir() or any(out.iterdir())):
@@ -74,6 +75,7 @@ def export(run_dir: RunDir, step: int | None = None, out: Path | None = None) ->
         intermediate=intermediate,
         draft_vocab=tensors["lm_head.weight"].shape[0],
         draft_tokens=config.evaluate.draft_tokens,
+        own_embedding=EMBEDDING in tensors,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

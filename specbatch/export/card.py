@@ -41,7 +41,7 @@ def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
         f"vllm serve {shlex.quote(target)} \\",
         f'    --speculative-config \'{{"method": "eagle3", "model": "DRAFT", "num_speculative_tokens": {tokens}}}\'',
         "```",
-        "",
-        "`speculators` loads the directory with `SpeculatorModel.from_pretrained`.",
     ]
+    if "speculators_config" in config:
+        lines += ["", "`speculators` loads the directory with `SpeculatorModel.from_pretrained`."]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,8 @@ from specbatch.snapshot.folder import read_manifest
 from specbatch.snapshot.reading import read_tensors
 from specbatch.target import TargetShape
 
+EMBEDDING = "embed_tokens.weight"
+"""Only of a draft that was trained with an embedding of its own."""
 DRAFT_IDS = "draft_ids"
 """In a snapshot: int64, the target's id of each of the draft's tokens."""
 NOT_THE_DRAFT = ("optimizer.", "lr_scheduler.", "dataloader.", "train_state.", "random.")
@@ -71,6 +73,8 @@ def draft_tensors(
     ids = stored.get(DRAFT_IDS, torch.arange(target.vocab))
     _check_ids(ids, target.vocab, where)
     expected = shapes(target, aux_states, intermediate, len(ids))
+    if EMBEDDING in stored:
+        expected[EMBEDDING] = (target.vocab, target.hidden)
     found = {name: tensor for name, tensor in stored.items() if name != DRAFT_IDS}
     for name in [*expected, *found]:
         if name not in found:

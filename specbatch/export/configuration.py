@@ -7,6 +7,10 @@
   into ``eagle_config``, and the hidden state after ``k`` layers to the others, which look at the top level first.
 - RoPE stands in both schemas: ``rope_parameters`` for transformers 5, ``rope_theta`` and ``rope_scaling`` for others.
 - No value is null: strict readers refuse that.
+- SGLang puts the target's embedding in the place of the draft's wherever ``target_hidden_size`` is the draft's own
+  width, and reads no other key. A draft that has trained its embedding therefore says that it reads one state as wide
+  as all of them together, which comes to the same projection. speculators does not know that form, so its keys are left
+  out then.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ def draft_config(
     intermediate: int,
     draft_vocab: int,
     draft_tokens: int,
+    own_embedding: bool = False,
 ) -> dict[str, Any]:
     """The document.
 
@@ -36,6 +41,7 @@ def draft_config(
         intermediate: width of the draft's MLP.
         draft_vocab: rows of the draft's head.
         draft_tokens: how many tokens to propose, where the server is not told.
+        own_embedding: whether the checkpoint brings an embedding that is not the target's.
     """
     llama = {
         "model_type": "llama",
@@ -57,7 +63,7 @@ def draft_config(
         **_special_tokens(target),
     }
     after = [layer + 1 for layer in aux_layers]
-    return {
+    draft = {
         "architectures": ["LlamaForCausalLMEagle3"],
         **llama,
         "draft_vocab_size": draft_vocab,
@@ -68,6 +74,10 @@ def draft_config(
         "norm_before_fc": False,
         "fc_norm": False,
         "norm_output": False,
+    }
+    if own_embedding:
+        return draft | {"target_hidden_size": len(aux_layers) * target.hidden, "num_aux_hidden_states": 1}
+    return draft | {
         "speculators_model_type": "eagle3",
         "speculators_version": SPECULATORS_VERSION,
         "speculators_config": {

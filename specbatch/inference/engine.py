@@ -28,7 +28,7 @@ from specbatch.inference.orders import Captured, NotCaptured, Settings, new_orde
 from specbatch.inference.server import EngineError
 from specbatch.inference.work import Work
 from specbatch.manifest import Manifest, PackId
-from specbatch.plan import Pack, Plan
+from specbatch.plan import Plan
 from specbatch.rundir import RunDir
 from specbatch.target import TargetShape, capture_contract, read_target
 
@@ -214,7 +214,7 @@ class Engine:
         orders, tokens = [], []
         rows: list[tuple[int, str, int]] = []
         problem = None
-        for index in pack_of(self.plan, granted.pack).samples:
+        for index in self.plan.pack(granted.pack).samples:
             sample = self.corpus.sample(index)
             wanted = self.contract.rows(sample.loss_mask)
             rows += [(index, name, positions.size) for name, positions in wanted.items()]
@@ -311,11 +311,6 @@ class Engine:
         except BaseException as error:
             self._failure = self._failure or error
             self._leave()
-
-
-def pack_of(plan: Plan, pack: PackId) -> Pack:
-    """The pack with this id."""
-    return next(candidate for candidate in plan.packs(plan.step_of(pack)) if candidate.id == pack)
 
 
 def refusal(sample: int, ids: np.ndarray, target: TargetShape, longest: int) -> str | None:

@@ -139,9 +139,11 @@ class _Foreground:
         if status.get("attempt") != self.attempt:
             self.display.stage("starting")
             return
+        rows = self._metrics.read()
+        self.display.evaluated(rows)
         self.display.stage(status["stage"])
         if status["stage"] == "training":
-            self.display.training(status, self._metrics.read())
+            self.display.training(status, rows)
         elif status["stage"] == "starting":
             engines = ", ".join(f"{engine['name']} {engine['state']}" for engine in status["engines"])
             joined = f"{status['ranks']} of {self.config.training.ranks} ranks"

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.text import Text
 
+from specbatch.evaluations import evaluation_text
+
 STAGES = {
     "preparing": "preparing",
     "starting": "starting engines",
@@ -113,6 +115,12 @@ class Display:
         """Show the training from the head's status and the metrics that are new."""
         self._rows = (self._rows + rows)[-20:]
         self.update(status["step"], status["steps"], training_text(status, self._rows))
+
+    def evaluated(self, rows: list[dict[str, Any]]) -> None:
+        """Tell of the evaluations among the metrics that are new."""
+        for row in rows:
+            if "evaluation" in row:
+                self.say(f"held-out data after step {row['step']}: {evaluation_text(row['evaluation'])}")
 
     def say(self, text: str) -> None:
         """A message that stays."""

@@ -16,9 +16,10 @@ from specbatch.dispatch.client import Client
 from specbatch.dispatch.rendezvous import wait_for
 from specbatch.plan import Plan
 from specbatch.rundir import RunDir
-from specbatch.target import TargetShape, capture_contract, fingerprint, read_target
+from specbatch.target import TargetShape, capture_contract, fingerprint, lm_head, read_target
 from specbatch.training.drafts.pack import supervised_counts
 from specbatch.training.fetch import Prefetcher
+from specbatch.training.heldout import HeldOut
 from specbatch.training.model import model_spec
 from specbatch.training.settings import trainer_config
 from specbatch.training.steps import Steps
@@ -33,6 +34,7 @@ DISPATCHER_DEADLINE_S = 60.0
 OPTIMIZER_FACTS = (
     "learning_rate",
     "schedule",
+    "decay_share",
     "warmup_steps",
     "min_learning_rate",
     "weight_decay",
@@ -82,6 +84,23 @@ def train(run_dir: RunDir, attempt: int) -> None:
         last_step=last_step,
         device=cpu.local_device(),
     )
+    heldout = None
+    if plan.heldout:
+        heldout = HeldOut(
+            client,
+            store,
+            rendezvous,
+            plan,
+            rank=rank,
+            ranks=ranks,
+            corpus=corpus,
+            contract=capture_contract(config, target),
+            ttt_steps=config.draft.ttt_steps,
+            step_decay=config.draft.step_decay,
+            draft_tokens=config.evaluate.draft_tokens,
+            target_head=lambda: lm_head(target),
+            device=cpu.local_device(),
+        )
     settings = trainer_config(
         config,
         run_dir,
@@ -101,6 +120,8 @@ def train(run_dir: RunDir, attempt: int) -> None:
             generation=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             metrics=run_dir.metrics,
             step_decay=config.draft.step_decay,
+            heldout=heldout,
+            evaluate_steps=config.training.evaluate_interval_steps or 1,
         )
     )
     trainer.train()
@@ -123,6 +144,8 @@ def snapshot_facts(config: Config, plan: Plan, target: TargetShape, corpus: Corp
             "vocab_size": draft.vocab_size,
             "aux_layers": list(capture_contract(config, target).aux_layers),
             "intermediate_size": draft.intermediate_size or target.intermediate,
+            "train_head": draft.train_head,
+            "train_embedding": draft.train_embedding,
         },
         "optimizer": {name: getattr(config.training, name) for name in OPTIMIZER_FACTS},
     }

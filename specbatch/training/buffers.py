@@ -54,23 +54,23 @@ class PackRows:
         """Rows of a tensor, of all samples."""
         return sum(rows for _, name, rows in self.rows if name == tensor)
 
+    def bytes(self, widths: dict[str, int]) -> int:
+        """Memory that `Buffer.place` needs for them."""
+        return sum(_aligned(BYTES_PER_VALUE * width * self.count(tensor)) for tensor, width in widths.items())
+
     def tensors(self, aux: Tensor, last: Tensor, device: torch.device) -> PackTensors:
         """What the draft reads. The mask stays on the host, where it is read."""
         ids = torch.from_numpy(self.input_ids).to(device, non_blocking=True)
         return PackTensors(ids, torch.from_numpy(self.loss_mask), self.lengths, aux, last)
 
-    def without_loss(self, contract: CaptureContract, device: torch.device) -> PackTensors:
-        """What the draft reads of a pack that trains as zero: no sample, no row."""
-        empty = {
-            name: torch.empty(0, width, dtype=torch.bfloat16, device=device) for name, width in contract.widths.items()
-        }
-        return PackTensors(
-            torch.empty(0, dtype=torch.int64, device=device),
-            torch.empty(0, dtype=torch.bool),
-            (),
-            empty["aux"],
-            empty["last"],
-        )
+
+def empty_pack(contract: CaptureContract, device: torch.device) -> PackTensors:
+    """What the draft reads of a pack that trains as zero: no sample, no row."""
+    empty = {
+        name: torch.empty(0, width, dtype=torch.bfloat16, device=device) for name, width in contract.widths.items()
+    }
+    ids = torch.empty(0, dtype=torch.int64, device=device)
+    return PackTensors(ids, torch.empty(0, dtype=torch.bool), (), empty["aux"], empty["last"])
 
 
 class Buffer:

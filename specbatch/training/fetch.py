@@ -20,7 +20,7 @@ from specbatch.dispatch.client import Client
 from specbatch.dispatch.rendezvous import Rendezvous
 from specbatch.manifest import Manifest, missing
 from specbatch.plan import Pack
-from specbatch.training.buffers import Buffer, PackRows, make_buffers
+from specbatch.training.buffers import Buffer, PackRows, empty_pack, make_buffers
 from specbatch.training.drafts.pack import PackTensors
 from specbatch.training.steps import Steps
 from specbatch.training.upload import Upload
@@ -143,7 +143,7 @@ class Prefetcher:
 
     def _tensors(self, held: _Held) -> PackTensors:
         if held.buffer is None:
-            return held.rows.without_loss(self._contract, self._device)
+            return empty_pack(self._contract, self._device)
         self._start_upload(held)
         assert held.upload is not None
         return held.upload.tensors()
@@ -211,9 +211,6 @@ class Prefetcher:
                 self._client.lost(self._rank, manifest.pack, manifest.claim, str(lost))
 
     def _get(self, held: _Held, manifest: Manifest) -> None:
-        lacking = missing(manifest, held.rows.rows, self._contract.widths)
-        if lacking is not None:
-            raise Lost(lacking)
         if not held.rows.rows:
             self._settle(held, manifest=manifest)
             return
@@ -221,13 +218,8 @@ class Prefetcher:
             buffer = self._free.pop()
         if buffer.uploaded is not None:
             buffer.uploaded.synchronize()
-        where, _ = buffer.place(held.rows, self._contract.widths)
-        run, attempt = self._rendezvous.run, self._rendezvous.attempt
         try:
-            read_pack(
-                self._store, run, attempt, manifest, where,
-                widths=self._contract.widths, seed=self._rendezvous.checksum_seed,
-            )  # fmt: skip
+            read_into(buffer, held.rows, manifest, self._store, self._rendezvous, self._contract)
         except Lost:
             with self._changed:
                 self._free.append(buffer)
@@ -240,3 +232,30 @@ class Prefetcher:
         with self._changed:
             held.void, held.manifest, held.buffer, held.ready = void, manifest, buffer, True
             self._changed.notify_all()
+
+
+def read_into(
+    buffer: Buffer,
+    rows: PackRows,
+    manifest: Manifest,
+    store: StoreClient,
+    rendezvous: Rendezvous,
+    contract: CaptureContract,
+) -> dict[str, torch.Tensor]:
+    """Get a pack from the store, and prove that it is what was stored and all that is needed.
+
+    Returns:
+        bfloat16 ``[rows, width]`` of each tensor, in the buffer.
+
+    Raises:
+        Lost: it is not.
+    """
+    lacking = missing(manifest, rows.rows, contract.widths)
+    if lacking is not None:
+        raise Lost(lacking)
+    where, views = buffer.place(rows, contract.widths)
+    read_pack(
+        store, rendezvous.run, rendezvous.attempt, manifest, where,
+        widths=contract.widths, seed=rendezvous.checksum_seed,
+    )  # fmt: skip
+    return views

@@ -86,23 +86,40 @@ def gather(packs: list[Tensor], waited_s: float, void: int) -> StepSums:
     """
     local = torch.stack(packs).double().sum(0).flatten()
     mine = torch.cat([local, local.new_tensor([waited_s, void])])
-    of_ranks = mine.new_empty(dist.get_world_size() * mine.numel())
-    dist.all_gather_single(of_ranks, mine)
-    of_ranks = of_ranks.view(-1, mine.numel())
+    of_ranks = of_all_ranks(mine)
     total = of_ranks.sum(0).cpu()
     weighted, right = total[:-2].view(2, -1)
     return StepSums(weighted, right, float(of_ranks[:, -2].max()), int(total[-1]))
 
 
+def of_all_ranks(mine: Tensor) -> Tensor:
+    """``[ranks, n]``: the numbers of all ranks, in their order; sums over them are the same every time.
+
+    Args:
+        mine: ``[n]``.
+    """
+    of_ranks = mine.new_empty(dist.get_world_size() * mine.numel())
+    dist.all_gather_single(of_ranks, mine)
+    return of_ranks.view(-1, mine.numel())
+
+
 def metrics_line(
-    facts: StepFacts, sums: StepSums, *, step_decay: float, grad_norm: float, learning_rate: float, seconds: float
+    facts: StepFacts,
+    sums: StepSums,
+    *,
+    step_decay: float,
+    grad_norm: float,
+    learning_rate: float,
+    seconds: float,
+    evaluation: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The line of a step.
 
     ``loss`` is what was minimised: the sum of the unrolled steps' mean cross-entropies, each weighted by
     ``step_decay`` to the power of its number. ``losses`` and ``accuracy`` are the plain means of each unrolled step,
     null where a step had nothing to learn from. ``seconds`` is since the end of the step before, ``wait_s`` the part of
-    it that the rank that waited longest stood still for want of data.
+    it that the rank that waited longest stood still for want of data. ``evaluation`` is there after steps that were
+    followed by one (`specbatch.training.heldout`), whose seconds are its own.
     """
     seen = facts.counts > 0
     losses = [float(x) / step_decay**k if seen[k] else None for k, x in enumerate(sums.weighted)]
@@ -120,4 +137,5 @@ def metrics_line(
         "seconds": seconds,
         "wait_s": sums.waited_s,
         "tokens_per_s": facts.tokens / seconds,
+        **({"evaluation": evaluation} if evaluation else {}),
     }

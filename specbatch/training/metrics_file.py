@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any, TextIO
 
+from specbatch.evaluations import evaluation_text
 from specbatch.rundir import write_whole
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class MetricsFile:
             line["step"], line["loss"], "none" if accuracy is None else f"{accuracy:.3f}", line["grad_norm"],
             line["learning_rate"], line["tokens"], line["seconds"], line["wait_s"],
         )  # fmt: skip
+        if "evaluation" in line:
+            log.info("evaluated step=%d %s", line["step"], evaluation_text(line["evaluation"]))
 
 
 def last_step(path: Path) -> int:

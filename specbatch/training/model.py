@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.fsdp import disable_fsdp_gradient_division
@@ -73,6 +73,7 @@ def parallelize(
     disable_fsdp_gradient_division(model)
     # Else the undivided gradient is reduced with PREMUL_SUM, which gloo does not have.
     model.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "evaluate")
     return model
 
 
@@ -104,6 +105,8 @@ def eagle3_config(config: Config, target: TargetShape, corpus: Corpus) -> Eagle3
         ttt_steps=config.draft.ttt_steps,
         draft_ids=_draft_ids(config, target, corpus),
         contract=capture_contract(config, target),
+        train_head=config.draft.train_head,
+        embedding_rows=target.vocab if config.draft.train_embedding else 0,
     )
 
 

@@ -71,8 +71,8 @@ def trainer_config(
         dataloader=PackLoader.Config(steps=steps, corpus=corpus),
         loss=UnrolledLoss.Config(),
         metrics=StepMetrics.Config(disable_color_printing=True),
-        optimizer=_optimizer(config, spec, gpu=gpu),
-        lr_scheduler=_schedule(config),
+        optimizer=optimizer(config, spec, gpu=gpu),
+        lr_scheduler=schedule(config),
         training=TrainingConfig(
             local_batch_size=1,
             global_batch_size=training.packs_per_step,
@@ -98,7 +98,7 @@ def trainer_config(
     )
 
 
-def _optimizer(config: Config, spec: ModelSpec, *, gpu: bool) -> OptimizersContainer.Config:
+def optimizer(config: Config, spec: ModelSpec, *, gpu: bool) -> OptimizersContainer.Config:
     """AdamW; what is no matrix does not decay."""
     training = config.training
     assert isinstance(spec.model, DraftModel.Config)
@@ -119,13 +119,13 @@ def _optimizer(config: Config, spec: ModelSpec, *, gpu: bool) -> OptimizersConta
     )
 
 
-def _schedule(config: Config) -> LRSchedulersContainer.Config:
+def schedule(config: Config) -> LRSchedulersContainer.Config:
     """Warm-up, and then as configured until the last step. The warm-up of a shorter run is cut there."""
     training = config.training
-    constant = training.schedule == "constant"
+    share = {"constant": 0.0, "wsd": training.decay_share}.get(training.schedule)
     return LRSchedulersContainer.Config(
         warmup_steps=training.warmup_steps,
-        decay_ratio=0.0 if constant else None,
-        decay_type="linear" if constant else training.schedule,
+        decay_ratio=share,
+        decay_type="cosine" if training.schedule == "cosine" else "linear",
         min_lr_factor=training.min_learning_rate,
     )

@@ -22,6 +22,7 @@ from specbatch.dispatch.messages import Phase
 from specbatch.errors import RunError
 from specbatch.training.dataloader import Turn
 from specbatch.training.fetch import Prefetcher
+from specbatch.training.heldout import HeldOut
 from specbatch.training.metrics import StepSums, UnrolledLoss, gather, metrics_line
 from specbatch.training.metrics_file import MetricsFile
 from specbatch.training.steps import Steps
@@ -47,6 +48,10 @@ class Surroundings:
     """How often the ranks were started."""
     metrics: Path
     step_decay: float
+    heldout: HeldOut | None
+    """For evaluations during training."""
+    evaluate_steps: int
+    """Steps between two of them; the last step is evaluated in any case."""
 
 
 class DraftTrainer(Trainer):
@@ -82,6 +87,8 @@ class DraftTrainer(Trainer):
             answer = self._around.client.begin(self._rank, self.step + 1)
             if answer.go:
                 if self._first:
+                    if self._around.heldout is not None:
+                        self._around.heldout.fetch()
                     # What comes before is the start of engines, not this step.
                     self._first, self._step_ended = False, time.perf_counter()
                 else:
@@ -109,14 +116,15 @@ class DraftTrainer(Trainer):
             raise NotFiniteError(
                 f"the gradient of step {self.step} is {grad_norm}; its packs have the samples {samples}"
             )
-        now = time.perf_counter()
+        seconds = time.perf_counter() - self._step_ended
+        evaluation = self._evaluate()
         if self._metrics is not None:
             line = metrics_line(
                 facts, sums, step_decay=self._around.step_decay, grad_norm=grad_norm,
-                learning_rate=self.metrics_processor.learning_rate, seconds=now - self._step_ended,
+                learning_rate=self.metrics_processor.learning_rate, seconds=seconds, evaluation=evaluation,
             )  # fmt: skip
             self._metrics.write(line)
-        self._step_ended = now
+        self._step_ended = time.perf_counter()
         self._around.prefetcher.finish(self.step)
 
     def post_dataloading_process(
@@ -148,6 +156,17 @@ class DraftTrainer(Trainer):
         self._joined = True
         self._step_ended = time.perf_counter()
         log.info("joined rank=%d ranks=%d step=%d segment=%s", self._rank, self._ranks, self.step, around.segment)
+
+    def _evaluate(self) -> dict[str, Any] | None:
+        """What the draft is worth after this step, if it is its turn."""
+        heldout, last = self._around.heldout, self.config.training.steps
+        if heldout is None or (self.step % self._around.evaluate_steps and self.step != last):
+            return None
+        (model,) = self.model_parts
+        evaluation = heldout.evaluate(model)
+        # There is no backward pass that would.
+        model.reshard()
+        return evaluation
 
     def _calibrate(self) -> None:
         """Fit the new draft to the states of the first step's packs, the same on all ranks."""

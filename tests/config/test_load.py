@@ -124,7 +124,7 @@ def test_a_count_may_have_underscores(tmp_path):
         ("training.betas", "[0.9, 1.0]", "2 values, each a number of at least 0 and below 1"),
         ("training.betas", "0.9", "2 values, each a number of at least 0 and below 1"),
         ("training.epochs", "[1, 2]", "an integer of at least 1"),
-        ("training.schedule", "step", "one of cosine, linear, constant"),
+        ("training.schedule", "step", "one of cosine, linear, wsd, constant"),
         ("data.max_bad_fraction", "2", "a number from 0 to 1"),
         ("draft.aux_layers", "[1, x, 3]", "a list, as [1, 2], each an integer of at least 0, or null"),
         ("draft.aux_layers", "[-1, 2, 3]", "a list, as [1, 2], each an integer of at least 0, or null"),

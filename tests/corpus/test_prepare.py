@@ -69,7 +69,8 @@ def test_what_is_prepared_is_what_every_process_of_the_run_opens(settings: Setti
     assert corpus.heldout is not None
     (prompt,) = prompts(config, corpus.heldout)
     assert tokenizer.decode(prompt).endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
-    for i in (-1, 2):
+    assert corpus.sample(2).input_ids.tolist() == corpus.heldout.sample(0).input_ids.tolist()
+    for i in (-1, 3):
         with pytest.raises(IndexError):
             corpus.sample(i)
     plan = make_plan(config, corpus)

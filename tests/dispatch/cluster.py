@@ -32,10 +32,18 @@ from specbatch.plan import Pack, Plan
 HEARTBEAT_S = 1.0
 
 
-def make_plan(samples: int = 24, packs_per_step: int = 4, epochs: int = 1) -> Plan:
-    """Samples of 3 to 9 tokens in packs of at most 10."""
+def make_plan(samples: int = 24, packs_per_step: int = 4, epochs: int = 1, heldout: int = 0) -> Plan:
+    """Samples of 3 to 9 tokens in packs of at most 10, and so many held-out packs of one sample."""
     lengths = np.array([3 + (5 * i) % 7 for i in range(samples)])
-    return Plan(lengths, seed=1, epochs=epochs, tokens_per_pack=10, packs_per_step=packs_per_step)
+    return Plan(
+        lengths,
+        seed=1,
+        epochs=epochs,
+        tokens_per_pack=10,
+        packs_per_step=packs_per_step,
+        heldout=np.full(heldout, 6),
+        heldout_packs=heldout,
+    )
 
 
 def make_dispatcher(plan: Plan, steps: int | None = None, **options: float) -> Dispatcher:
@@ -52,8 +60,9 @@ def make_dispatcher(plan: Plan, steps: int | None = None, **options: float) -> D
 
 def manifest_of(plan: Plan, granted: Granted) -> Manifest:
     """What an engine says after it stored a pack."""
-    pack = next(p for p in plan.packs(plan.step_of(granted.pack)) if p.id == granted.pack)
-    chunks = tuple(Chunk(sample, "aux", 0, 1, int(plan.lengths[sample]), "") for sample in pack.samples)
+    pack = plan.pack(granted.pack)
+    tokens = {sample: plan.tokens(Pack(0, 0, (sample,))) for sample in pack.samples}
+    chunks = tuple(Chunk(sample, "aux", 0, 1, tokens[sample], "") for sample in pack.samples)
     return Manifest(granted.claim, granted.pack, chunks)
 
 
@@ -75,6 +84,8 @@ class Cluster:
     """The store: bytes by pack and claim."""
     trained: list[int] = field(default_factory=list)
     """Steps by rank."""
+    kept: list[list[PackId]] = field(default_factory=list)
+    """Held-out packs by rank, none of them before its first step since it joined."""
     packs_trained: list[tuple[int, PackId]] = field(default_factory=list)
     """Steps and packs, in the order in which they were trained."""
 
@@ -133,6 +144,7 @@ class Cluster:
         self.generation = self.generation + 1 if generation is None else generation
         self.objects.clear()
         self.trained = [step] * self.ranks
+        self.kept = [[] for _ in range(self.ranks)]
         self.packs_trained = [(s, pack) for s, pack in self.packs_trained if s <= step]
         for rank in range(self.ranks):
             self.join_rank(rank, step)
@@ -153,21 +165,32 @@ class Cluster:
         assert isinstance(reply, Go)
         if not reply.go:
             return False
+        if not self.kept[rank]:
+            if not self._fetch(rank, held := self.plan.assign_heldout(self.ranks)[rank]):
+                return False
+            self.kept[rank] = [pack.id for pack in held]
         packs = self.packs_of(rank, step)
+        if not self._fetch(rank, packs):
+            return False
+        self.trained[rank] = step
+        self.packs_trained += [(step, pack.id) for pack in packs]
+        self.ask(Trained(rank, step))
+        return True
+
+    def _fetch(self, rank: int, packs: list[Pack]) -> bool:
+        """Take packs out of the store, if all are there."""
+        if not packs:
+            return True
         found = self.ask(Wait(rank, tuple(pack.id for pack in packs)))
         assert isinstance(found, Packs)
-        void = {pack for pack, _ in found.void}
         for manifest in found.stored:
             if manifest.chunks and (manifest.pack, manifest.claim) not in self.objects:
                 self.ask(Lost(rank, manifest.pack, manifest.claim, "gone"))
                 return False
-        if len(found.stored) + len(void) < len(packs):
+        if len(found.stored) + len(found.void) < len(packs):
             return False
         for manifest in found.stored:
             self.objects.pop((manifest.pack, manifest.claim), None)
-        self.trained[rank] = step
-        self.packs_trained += [(step, pack.id) for pack in packs]
-        self.ask(Trained(rank, step))
         return True
 
     def finish(self, engine: str = "last") -> None:
@@ -184,8 +207,10 @@ class Cluster:
         raise AssertionError(f"not trained: {self.dispatcher.report(self.now)}")
 
 
-def make_cluster(*, samples: int = 24, packs_per_step: int = 4, joined: bool = True, **options) -> Cluster:
-    plan = make_plan(samples, packs_per_step)
+def make_cluster(
+    *, samples: int = 24, packs_per_step: int = 4, heldout: int = 0, joined: bool = True, **options
+) -> Cluster:
+    plan = make_plan(samples, packs_per_step, heldout=heldout)
     cluster = Cluster(plan, make_dispatcher(plan), **options)
     if joined:
         cluster.join()

@@ -14,8 +14,8 @@ ENGINES = "abc"
 class AnyOrder:
     """Everything that may happen to a dispatcher; each event takes a number that decides its details."""
 
-    def __init__(self, samples: int, packs_per_step: int, epochs: int, segment_bytes: int) -> None:
-        plan = make_plan(samples, packs_per_step, epochs)
+    def __init__(self, samples: int, packs_per_step: int, epochs: int, segment_bytes: int, heldout: int) -> None:
+        plan = make_plan(samples, packs_per_step, epochs, heldout)
         self.cluster = Cluster(plan, make_dispatcher(plan, claim_timeout_s=30.0), segment_bytes=segment_bytes)
         self.go: dict[tuple[int, int], bool] = {}
         self.sent: list = []
@@ -53,7 +53,8 @@ class AnyOrder:
     def an_engine_dies_having_stored_in_silence(self, n: int) -> None:
         if held := self._held():
             engine, granted = held[n % len(held)]
-            if self.cluster.plan.step_of(granted.pack) > min(self.cluster.trained):
+            in_play = self.cluster.dispatcher._window.entries
+            if granted.pack in in_play or self.cluster.plan.step_of(granted.pack) > min(self.cluster.trained):
                 self.cluster.put(granted)
             del self.cluster.claims[engine]
 
@@ -114,6 +115,8 @@ class AnyOrder:
         steps = range(1, cluster.plan.steps + 1)
         expected = [(step, pack.id) for step in steps for pack in cluster.plan.packs(step)]
         assert sorted(cluster.packs_trained) == sorted(expected)
+        if cluster.plan.heldout:
+            assert sorted(pack for held in cluster.kept for pack in held) == [p.id for p in cluster.plan.heldout]
         assert cluster.objects == {}
         assert len(cluster.dispatcher.report(0.0).void) <= self.failures / 2
 
@@ -131,10 +134,11 @@ EVENTS = [name for name in vars(AnyOrder) if not name.startswith("_") and name n
     packs_per_step=st.sampled_from([2, 4]),
     epochs=st.integers(1, 2),
     segment_bytes=st.integers(20, 90),
+    heldout=st.integers(0, 3),
     events=st.lists(st.tuples(st.sampled_from([*USUAL * 3, *EVENTS]), st.integers(0, 9999)), min_size=60, max_size=120),
 )
-def test_every_pack_is_trained_once_whatever_happens(samples, packs_per_step, epochs, segment_bytes, events):
-    run = AnyOrder(samples, packs_per_step, epochs, segment_bytes)
+def test_every_pack_is_trained_once_whatever_happens(samples, packs_per_step, epochs, segment_bytes, heldout, events):
+    run = AnyOrder(samples, packs_per_step, epochs, segment_bytes, heldout)
     if run.cluster.dispatcher.report(0.0).error:
         return
     for name, n in events:

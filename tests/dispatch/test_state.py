@@ -46,6 +46,32 @@ def test_a_step_begins_when_its_packs_are_there_and_not_earlier():
     assert cluster.ask(Begin(0, 1), last=False) == Go(True, Phase.WORK)
 
 
+def test_held_out_packs_come_first_and_the_first_step_waits_for_them_every_time_that_ranks_start():
+    cluster = make_cluster(heldout=3)
+    for step in (0, 2):
+        cluster.join(step)
+        held = cluster.claim("a", 3)
+        assert [granted.pack for granted in held] == [(-1, 0), (-1, 1), (-1, 2)]
+        assert [granted.segment[:2] for granted in held] == ["s0", "s1", "s0"]
+        for granted in cluster.claim("a", 4) + held[:2]:
+            cluster.store("a", granted)
+        assert cluster.ask(Begin(0, step + 1), last=False) is None
+        cluster.store("a", held[2])
+        assert cluster.ask(Begin(0, step + 1)).go
+        assert cluster.train(0)
+        assert cluster.train(1)
+        assert cluster.objects == {}
+        assert isinstance(cluster.ask(Wait(0, ((-1, 0),))), Refused)
+        assert (-1, 0) not in [granted.pack for granted in cluster.claim("a", 4)]
+
+
+def test_held_out_packs_count_for_the_store_beside_the_first_step():
+    cluster = make_cluster(heldout=3, segment_bytes=20)
+    report = cluster.dispatcher.report(0.0)
+    assert "18 of them for held-out packs" in report.error
+    assert make_cluster(segment_bytes=20).dispatcher.report(0.0).error == ""
+
+
 def test_once_one_rank_was_let_in_all_are_even_when_draining_and_with_a_pack_lost():
     cluster = make_cluster()
     granted = cluster.claim("a", 4)

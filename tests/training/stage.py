@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 import torch
 
+from specbatch.capture import CaptureContract
 from specbatch.config import Config, Data, Draft, Inference, Run, Snapshot, Store, Target, Training, dump_config
 from specbatch.config.rules import Bytes
-from specbatch.corpus import attach, make_plan, open_corpus, planned_steps, prepare
+from specbatch.corpus import Corpus, attach, make_plan, open_corpus, planned_steps, prepare
 from specbatch.dispatch.client import Client, DispatcherGone
 from specbatch.dispatch.messages import Fault, Granted, Phase, Report
 from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
@@ -35,6 +36,7 @@ from specbatch.target import capture_contract, read_target
 from specbatch.transfer.master import Master
 from specbatch.transfer.store import StoreClient, StoreError, checksum, usable_bytes
 
+TIMES = ("seconds", "wait_s", "tokens_per_s")
 AGENT = """
 import logging, sys
 from pathlib import Path
@@ -46,13 +48,14 @@ main(Path(sys.argv[1]), int(sys.argv[2]))
 
 def make_config(target: Path, folder: Path, *, ranks: int = 2, samples: int = 66) -> Config:
     """Packs of one to three samples, four a step; the last step has one pack and three empty ones."""
-    data = folder / "data.jsonl"
+    data, heldout = folder / "data.jsonl", folder / "heldout.jsonl"
     if not data.exists():
         write_conversations(data, samples)
+        write_conversations(heldout, 12, seed=1)
     return Config(
         run=Run(dir=str(folder / "run"), seed=3, stall_timeout_s=60.0),
         target=Target(path=str(target)),
-        data=Data(train=[str(data)], max_tokens=96, workers=1, cache_dir=str(folder / "cache")),
+        data=Data(train=[str(data)], heldout=[str(heldout)], max_tokens=96, workers=1, cache_dir=str(folder / "cache")),
         draft=Draft(ttt_steps=3, vocab_size=128),
         training=Training(
             ranks=ranks,
@@ -65,6 +68,8 @@ def make_config(target: Path, folder: Path, *, ranks: int = 2, samples: int = 66
             weight_decay=0.1,
             dtype="float32",
             max_restarts=2,
+            evaluate_interval_steps=3,
+            evaluate_packs=3,
         ),
         inference=Inference(heartbeat_s=1.0),
         store=Store(bytes_per_rank=Bytes(32 << 20)),
@@ -72,9 +77,9 @@ def make_config(target: Path, folder: Path, *, ranks: int = 2, samples: int = 66
     )
 
 
-def write_conversations(path: Path, count: int) -> None:
+def write_conversations(path: Path, count: int, seed: int = 0) -> None:
     """Short ones of random words, different lengths."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     words = "the licence of this work grants you rights to copy and to change any part".split()
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
@@ -251,16 +256,10 @@ class Stage:
         return "\n".join([str(self.report()), *(f"== {path}\n{path.read_text()[-6000:]}" for path in logs)])
 
     def pack(self, pack: PackId) -> Pack:
-        return next(found for found in self.plan.packs(self.plan.step_of(pack)) if found.id == pack)
+        return self.plan.pack(pack)
 
     def rows(self, sample: int) -> dict[str, torch.Tensor]:
-        """What a target might have said: bfloat16 ``[rows, width]``."""
-        result = {}
-        for tensor, positions in self.contract.rows(self.corpus.sample(sample).loss_mask).items():
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{sample} {tensor}".encode()))
-            shape = (len(positions), self.contract.widths[tensor])
-            result[tensor] = torch.randn(shape, generator=generator).to(torch.bfloat16)
-        return result
+        return target_rows(self.corpus, self.contract, sample)
 
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.run_dir.metrics.read_text().splitlines()]
@@ -281,6 +280,19 @@ def store_master(folder: Path) -> Iterator[Master]:
         yield master
 
 
+def target_rows(corpus: Corpus, contract: CaptureContract, sample: int) -> dict[str, torch.Tensor]:
+    """What a target might have said: bfloat16 ``[rows, width]``."""
+    result = {}
+    for tensor, positions in contract.rows(corpus.sample(sample).loss_mask).items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{sample} {tensor}".encode()))
+        shape = (len(positions), contract.widths[tensor])
+        result[tensor] = torch.randn(shape, generator=generator).to(torch.bfloat16)
+    return result
+
+
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What must be the same in two runs."""
-    return [{k: v for k, v in line.items() if k not in ("seconds", "wait_s", "tokens_per_s")} for line in lines]
+    return [
+        {k: without_times([v])[0] if k == "evaluation" else v for k, v in line.items() if k not in TIMES}
+        for line in lines
+    ]

@@ -30,7 +30,7 @@ class Sample:
         self.last = torch.randn(tokens, HIDDEN, dtype=torch.float64, generator=generator)
 
 
-def make_draft(steps: int, draft_ids: tuple[int, ...]) -> Eagle3:
+def make_draft(steps: int, draft_ids: tuple[int, ...], embedding_rows: int = 0) -> Eagle3:
     config = Eagle3Config(
         hidden_size=HIDDEN,
         intermediate_size=12,
@@ -42,6 +42,7 @@ def make_draft(steps: int, draft_ids: tuple[int, ...]) -> Eagle3:
         ttt_steps=steps,
         draft_ids=draft_ids,
         contract=CONTRACT,
+        embedding_rows=embedding_rows,
     )
     draft = Eagle3(config).double()
     generator = torch.Generator().manual_seed(5)
@@ -50,7 +51,7 @@ def make_draft(steps: int, draft_ids: tuple[int, ...]) -> Eagle3:
     with torch.no_grad():
         for parameter in draft.parameters():
             parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
-    draft.embedding, draft.target_head = table[0], table[1][list(draft_ids)]
+    draft.attach(table[0], table[1])
     return draft
 
 
@@ -88,7 +89,7 @@ def theirs(draft: Eagle3, samples: list[Sample], weights: torch.Tensor):
     for sample in samples:
         loss, right, count = unroll_sample(
             w,
-            embedding=draft.embedding,
+            embedding=draft.embed_tokens.weight if draft.embedding is None else draft.embedding,
             target_head=draft.target_head,
             aux=sample.aux,
             last=sample.last,
@@ -142,6 +143,15 @@ def test_loss_gradients_and_accuracies_are_the_oracles(masks, steps, pruned, see
     assert ours_counts.tolist() == counts.tolist()
 
 
+def test_the_gradient_of_an_embedding_of_its_own_is_the_oracles():
+    samples = [Sample([False] * 2 + [True] * 4, 0), Sample([True] * 5, 1)]
+    draft = make_draft(3, (0, 3, 4, 8, 9, 15, 22), embedding_rows=VOCAB)
+    _, gradients = ours(draft, pack_of(samples), WEIGHTS[:3])
+    expected = theirs(draft, samples, WEIGHTS[:3])[3]
+    assert expected["embed_tokens.weight"].any()
+    assert difference(gradients, expected) < 1e-9
+
+
 TURNS = [[False] * 3 + [True] * 5 + [False] * 2 + [True] * 4, [True], [False, True, True]]
 
 
@@ -188,9 +198,29 @@ def test_the_blocks_of_a_long_sample_give_the_same(monkeypatch):
     assert difference(ours(draft, pack_of(samples), WEIGHTS[:3])[1], expected) < 1e-9
 
 
+def test_an_evaluation_says_what_training_does_and_which_tokens_are_proposed():
+    ids = (0, 3, 4, 8, 9, 15, 22)
+    draft, samples = make_draft(3, ids), [Sample(mask, i) for i, mask in enumerate(TURNS)]
+    pack = pack_of(samples)
+    result, proposed = draft.evaluate(pack, WEIGHTS[:3])
+    assert torch.equal(result, draft(pack, WEIGHTS[:3]).detach())
+    mask, first, right = pack.loss_mask.tolist(), 0, [0, 0, 0]
+    for sample in samples:
+        for k in range(3):
+            for i in range(len(sample.mask)):
+                learns = i + 2 + k < len(sample.mask) and mask[first + i + 2 + k]
+                assert (proposed[k, first + i] >= 0) == learns
+                if learns:
+                    truth = ids[int((draft.target_head @ sample.last[i + 1 + k]).argmax())]
+                    right[k] += int(proposed[k, first + i] == truth)
+        first += len(sample.mask)
+    assert result[1].tolist() == right
+
+
 def test_a_pack_without_samples_trains_as_zero():
     draft = make_draft(3, WHOLE)
     result, gradients = ours(draft, pack_of([]), WEIGHTS[:3])
+    assert draft.evaluate(pack_of([]), WEIGHTS[:3])[1].shape == (3, 0)
     assert not result.any()
     assert not any(g.any() for g in gradients.values())
 

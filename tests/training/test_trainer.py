@@ -10,15 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from specbatch.config import dump_config
+from specbatch.corpus import make_plan, open_corpus
 from specbatch.dispatch.messages import Phase
 from specbatch.manifest import PackId
-from specbatch.plan import Plan
+from specbatch.plan import Pack, Plan
+from specbatch.rundir import RunDir
+from specbatch.target import capture_contract, embedding, lm_head, read_target
+from specbatch.training.buffers import PackRows
+from specbatch.training.drafting import accepted_counts
+from specbatch.training.drafts.eagle3 import Eagle3
+from specbatch.training.drafts.pack import supervised_counts
 from specbatch.transfer.master import Master
-from tests.training.stage import Stage, make_config, store_master, without_times
+
+from specbatch.training import cpu  # noqa: F401 isort: skip  # before any other module of torchtitan
+from specbatch.training.model import eagle3_config  # isort: skip
+from tests.training.stage import Stage, make_config, store_master, target_rows, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -112,6 +123,62 @@ def test_a_rank_with_nothing_to_learn_holds_up_nobody(undisturbed: Outcome) -> N
     assert len(undisturbed.void) == 2
 
 
+def test_evaluations_come_as_configured_and_after_the_last_step(undisturbed: Outcome) -> None:
+    found = {line["step"]: line["evaluation"] for line in undisturbed.lines if "evaluation" in line}
+    assert list(found) == [3, 6, 8]
+    for evaluation in found.values():
+        assert evaluation["packs"] == 3
+        steps, drafts = sum(evaluation["accepted"]), sum(n * count for n, count in enumerate(evaluation["accepted"]))
+        assert evaluation["acceptance_length"] == pytest.approx(1 + drafts / steps)
+        assert evaluation["loss"] == pytest.approx(sum(0.8**k * loss for k, loss in enumerate(evaluation["losses"])))
+
+
+def test_an_evaluation_is_what_its_snapshots_draft_gives(
+    folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
+) -> None:
+    """Computed again here, all held-out samples as one pack each, with weights that were read from the snapshot."""
+    config = make_config(tiny_target, folder)
+    config.run.dir = str(folder / "undisturbed")
+    run_dir = RunDir(folder / "undisturbed")
+    corpus, target = open_corpus(run_dir), read_target(tiny_target)
+    plan, contract = make_plan(config, corpus), capture_contract(config, target)
+    draft = Eagle3(eagle3_config(config, target, corpus))
+    draft.initialize(0, embedding(target), lm_head(target))
+    draft.load_state_dict({name: undisturbed.state[name] for name in draft.state_dict()})
+    sums, counts, accepted = torch.zeros(2, 3), np.zeros(3, dtype=int), np.zeros(4, dtype=int)
+    for pack in plan.heldout:
+        for index in pack.samples:
+            sample, rows = corpus.sample(index), PackRows.of(Pack(-1, 0, (index,)), corpus, contract)
+            states = target_rows(corpus, contract, index)
+            result, proposed = draft.evaluate(
+                rows.tensors(states["aux"], states["last"], torch.device("cpu")), torch.ones(3)
+            )
+            greedy = np.full(len(sample.input_ids), -1)
+            for row, position in zip(states["last"], contract.rows(sample.loss_mask)["last"], strict=True):
+                greedy[position] = int((lm_head(target).float() @ row.float()).argmax())
+            sums += result
+            counts += supervised_counts(sample.loss_mask, 3)
+            accepted += accepted_counts(proposed.numpy(), greedy, sample.loss_mask, 3)
+    evaluation = undisturbed.lines[-1]["evaluation"]
+    assert evaluation["losses"] == pytest.approx((sums[0].numpy() / counts).tolist(), rel=1e-5)
+    assert evaluation["accuracy"] == pytest.approx((sums[1].numpy() / counts).tolist())
+    assert (evaluation["accepted"], evaluation["loss_tokens"]) == (accepted.tolist(), int(counts[0]))
+
+
+def test_training_goes_on_as_without_evaluations(
+    folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
+) -> None:
+    config = make_config(tiny_target, folder)
+    config.run.dir = str(folder / "not evaluated")
+    config.training.evaluate_interval_steps = None
+    with Stage(config, master) as stage:
+        stage.producer.faults.void = void_packs(stage.plan)
+        assert stage.end() == 0, stage.tell()
+        plain = outcome(stage)
+    lines = [{key: value for key, value in line.items() if key != "evaluation"} for line in undisturbed.lines]
+    assert_same(plain, replace(undisturbed, lines=lines))
+
+
 def test_one_rank_learns_what_two_do(folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome) -> None:
     with stage_at(folder, tiny_target, master, "one rank", ranks=1) as stage:
         assert stage.end() == 0, stage.tell()
@@ -122,6 +189,9 @@ def test_one_rank_learns_what_two_do(folder: Path, tiny_target: Path, master: Ma
         assert {k: line[k] for k in ("tokens", "loss_tokens", "void_packs", "learning_rate")} == {
             k: other[k] for k in ("tokens", "loss_tokens", "void_packs", "learning_rate")
         }
+        if "evaluation" in other:
+            assert line["evaluation"]["loss"] == pytest.approx(other["evaluation"]["loss"], rel=1e-6)
+            assert line["evaluation"]["packs"] == other["evaluation"]["packs"]
     weights = [
         name for name in alone.state if "." in name and name.split(".")[0] in ("fc", "layers", "norm", "lm_head")
     ]

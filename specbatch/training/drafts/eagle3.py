@@ -27,7 +27,7 @@ from specbatch.capture import CaptureContract
 from specbatch.training.attention import LiveAttention
 from specbatch.training.drafts.pack import PackTensors, locate
 from specbatch.training.drafts.rope import Rope
-from specbatch.training.loss import DistillationLoss
+from specbatch.training.loss import CHUNK_LOGITS, DistillationLoss
 
 FIRST_SCALE = 0.3
 """Of the head's inputs before training."""
@@ -48,6 +48,9 @@ class Eagle3Config:
     draft_ids: tuple[int, ...]
     """Target ids of the draft's vocabulary, ascending."""
     contract: CaptureContract
+    train_head: bool = True
+    embedding_rows: int = 0
+    """Of an embedding that is trained; 0: the target's is read."""
 
 
 class RMSNorm(nn.Module):
@@ -106,11 +109,26 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
 
+@dataclass(frozen=True)
+class Unrolled:
+    """Columns that learn something, of all unrolled steps."""
+
+    state_NH: Tensor
+    """What the head reads."""
+    target_N: Tensor
+    """int64: row of ``last`` that each learns from."""
+    step_N: Tensor
+    """int64: unrolled step of each."""
+    token_N: Tensor
+    """int64: index of each column's own token in the pack."""
+
+
 class Eagle3(nn.Module):
     """The draft, its unrolled steps and their loss.
 
-    Parameters have the names of published EAGLE-3 checkpoints. The target's embedding and head are attached,
-    not owned: they are no parameters, are in no snapshot, and keep the dtype in which the target stores them.
+    Parameters have the names of published EAGLE-3 checkpoints. The target's head, and its embedding unless an own one
+    is trained, are attached, not owned: they are no parameters, are in no snapshot, and keep the dtype in which the
+    target stores them.
     """
 
     def __init__(self, config: Eagle3Config) -> None:
@@ -120,6 +138,9 @@ class Eagle3(nn.Module):
         self.layers = nn.ModuleList([Layer(config)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, len(config.draft_ids), bias=False)
+        self.lm_head.weight.requires_grad_(config.train_head)
+        if config.embedding_rows:
+            self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
         self.register_buffer("draft_ids", torch.empty(len(config.draft_ids), dtype=torch.int64))
         self.embedding: Tensor | None = None
         self.target_head: Tensor | None = None
@@ -141,6 +162,8 @@ class Eagle3(nn.Module):
         for name, parameter in self.named_parameters():
             if name == "lm_head.weight":
                 full = self.target_head.float()
+            elif name == "embed_tokens.weight":
+                full = embedding.float()
             elif parameter.ndim == 1:
                 full = torch.full(parameter.shape, FIRST_SCALE if name == "norm.weight" else 1.0)
             else:
@@ -171,10 +194,10 @@ class Eagle3(nn.Module):
         weight.mul_(scale.to(weight.device, weight.dtype))
 
     def attach(self, embedding: Tensor, target_head: Tensor) -> None:
-        """Use these tensors of the target: its embedding, and of its head the rows of the draft's vocabulary."""
+        """Use these tensors of the target: of its head the rows of the draft's vocabulary, and its embedding."""
         device = self.draft_ids.device
         ids = torch.tensor(self.config.draft_ids, device=target_head.device)
-        self.embedding = embedding.to(device)
+        self.embedding = None if self.config.embedding_rows else embedding.to(device)
         whole = len(ids) == target_head.shape[0]
         self.target_head = (target_head if whole else target_head[ids]).to(device)
 
@@ -188,6 +211,35 @@ class Eagle3(nn.Module):
             float ``[2, K]``: weighted summed cross-entropy of each step, of which only the sum may be
             differentiated, and how often the draft's most likely token is the target's.
         """
+        unrolled = self._unroll(pack)
+        return self._loss(pack, unrolled, weights)
+
+    @torch.no_grad()
+    def evaluate(self, pack: PackTensors, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` says of a pack, and what the draft would propose there.
+
+        A proposal after the first reads the text's tokens in the place of the proposals before it. As long as those
+        were accepted they are the same, and afterwards nobody asks.
+
+        Returns:
+            as `forward`; and int64 ``[K, tokens]``: the target's id of the token that greedy drafting from each
+            position proposes in each step, -1 where that is not computed.
+        """
+        unrolled = self._unroll(pack)
+        proposed = self.draft_ids.new_full((self.config.ttt_steps, pack.input_ids.shape[0]), -1)
+        size = max(1, CHUNK_LOGITS // self.lm_head.weight.shape[0])
+        chunks = [(state @ self.lm_head.weight.T).argmax(-1) for state in unrolled.state_NH.split(size)]
+        proposed[unrolled.step_N, unrolled.token_N] = self.draft_ids.index_select(0, torch.cat(chunks))
+        return self._loss(pack, unrolled, weights), proposed
+
+    def _loss(self, pack: PackTensors, unrolled: Unrolled, weights: Tensor) -> Tensor:
+        return DistillationLoss.apply(
+            unrolled.state_NH, self.lm_head.weight, pack.last, self.target_head,
+            unrolled.target_N, unrolled.step_N, weights,
+        )  # fmt: skip
+
+    def _unroll(self, pack: PackTensors) -> Unrolled:
+        """All that the loss reads, of all steps."""
         config, layer = self.config, self.layers[0]
         attention = layer.self_attn
         columns = locate(pack, config.contract, config.ttt_steps)
@@ -204,7 +256,7 @@ class Eagle3(nn.Module):
             k_first.new_empty(0, len(rows), *k_first.shape[1:]),
             v_first.new_empty(0, len(rows), *v_first.shape[1:]),
         )
-        states, targets, steps = [], [], []
+        states, targets, steps, tokens = [], [], [], []
         for step in range(config.ttt_steps):
             if step:
                 kept = torch.searchsorted(rows, columns.live(step))
@@ -224,15 +276,14 @@ class Eagle3(nn.Module):
             states.append(self.norm(z[learns]))
             targets.append(target[learns])
             steps.append(torch.full_like(learns, step))
-        return DistillationLoss.apply(
-            torch.cat(states), self.lm_head.weight, pack.last, self.target_head,
-            torch.cat(targets), torch.cat(steps), weights,
-        )  # fmt: skip
+            tokens.append(columns.token_R[rows[learns]])
+        return Unrolled(torch.cat(states), torch.cat(targets), torch.cat(steps), torch.cat(tokens))
 
     def _inputs(self, pack: PackTensors, token: Tensor, z: Tensor) -> Tensor:
         """``[N, 2H]``: embedding of the tokens that the columns read, and their states, both normalised."""
         layer = self.layers[0]
-        embedded = F.embedding(pack.input_ids[token], self.embedding).to(z.dtype)
+        table = self.embed_tokens.weight if self.embedding is None else self.embedding
+        embedded = F.embedding(pack.input_ids[token], table).to(z.dtype)
         return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(z)], -1)
 
 

@@ -1,0 +1,205 @@
+"""Evaluation during training, on held-out packs that each rank keeps in host memory.
+
+The engines compute them before the first step that ranks train together, as any other pack, so after every start of the
+ranks they are there again. An evaluation draws no random number and changes no state: training goes on as without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specbatch.capture import CaptureContract
+from specbatch.dispatch.client import Client
+from specbatch.dispatch.rendezvous import Rendezvous
+from specbatch.manifest import Manifest
+from specbatch.plan import Pack, Plan
+from specbatch.training.buffers import Buffer, PackRows, empty_pack
+from specbatch.training.drafting import acceptance_length, accepted_counts
+from specbatch.training.drafts.pack import PackTensors, supervised_counts
+from specbatch.training.fetch import read_into
+from specbatch.training.metrics import of_all_ranks
+from specbatch.transfer.fetch import Lost, remove_pack
+from specbatch.transfer.store import StoreClient
+
+if TYPE_CHECKING:
+    from specbatch.corpus import Corpus
+
+log = logging.getLogger(__name__)
+
+CHUNK_LOGITS = 1 << 24
+"""Most logits held while the target's own choices are computed: 64 MiB of float32."""
+
+
+class Draft(Protocol):
+    """What is asked of a draft (`specbatch.training.drafts`)."""
+
+    def evaluate(self, pack: PackTensors, weights: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass
+class _Kept:
+    """A held-out pack; without tensors where no engine could compute it."""
+
+    rows: PackRows
+    buffer: Buffer
+    views: dict[str, Tensor] | None = None
+    greedy: np.ndarray | None = None
+    """int64 ``[tokens]``: the target's most likely token after each position, -1 where it is not captured."""
+
+
+class HeldOut:
+    """Held-out packs of one rank, and what the draft makes of them.
+
+    Args:
+        ttt_steps: unrolled steps of the draft.
+        step_decay: weight of an unrolled step's loss as a factor on the one before.
+        draft_tokens: how many are proposed at a time; no more than ``ttt_steps`` are looked at.
+        target_head: reads it, ``[vocabulary, hidden]``.
+        device: where the draft is.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        store: StoreClient,
+        rendezvous: Rendezvous,
+        plan: Plan,
+        *,
+        rank: int,
+        ranks: int,
+        corpus: Corpus,
+        contract: CaptureContract,
+        ttt_steps: int,
+        step_decay: float,
+        draft_tokens: int,
+        target_head: Callable[[], Tensor],
+        device: torch.device,
+    ) -> None:
+        self._client, self._store, self._rendezvous, self._rank = client, store, rendezvous, rank
+        self._contract, self._device, self._target_head = contract, device, target_head
+        self._steps, self._decay, self._draft_tokens = ttt_steps, step_decay, min(draft_tokens, ttt_steps)
+        packs = plan.assign_heldout(ranks)
+        self._turns = max(map(len, packs))
+        """Packs that each rank computes, so that all meet in the same collectives."""
+        self._kept = self._allocate(packs[rank], corpus)
+
+    def fetch(self) -> None:
+        """Take all packs out of the store; they are there, or on their way there again, once a step may begin.
+
+        Raises:
+            RunError: if the dispatcher is gone.
+        """
+        wanted = set(self._kept)
+        while wanted:
+            reply = self._client.wait(self._rank, sorted(wanted))
+            for pack, why in reply.void:
+                log.warning("void held-out pack=%s.%s why=%s", *pack, why)
+                wanted.discard(pack)
+            for manifest in reply.stored:
+                try:
+                    self._get(manifest)
+                except Lost as lost:
+                    log.warning("lost held-out pack=%s.%s claim=%d why=%s", *manifest.pack, manifest.claim, lost)
+                    self._client.lost(self._rank, manifest.pack, manifest.claim, str(lost))
+                else:
+                    wanted.discard(manifest.pack)
+        # Wider than it is stored: products that are rounded to bfloat16 tie.
+        head = self._target_head().to(self._device, torch.float32)
+        for kept in self._kept.values():
+            if kept.views is not None:
+                kept.greedy = self._choices(kept.rows, kept.views["last"], head)
+        log.info("held-out packs=%d", sum(kept.views is not None for kept in self._kept.values()))
+
+    def evaluate(self, draft: Draft) -> dict[str, Any]:
+        """What the draft is worth, the same on all ranks.
+
+        Returns:
+            ``loss``, ``losses`` and ``accuracy`` as a step's metrics have them; ``acceptance_length`` of greedy
+            drafting and ``accepted``, its verify steps by accepted proposals; ``packs``, ``loss_tokens``, ``seconds``.
+        """
+        begun = time.perf_counter()
+        packs = [kept for kept in self._kept.values() if kept.views is not None]
+        results = torch.zeros(2, self._steps, dtype=torch.float64)
+        counts = np.zeros(self._steps, dtype=np.int64)
+        accepted = np.zeros(self._draft_tokens + 1, dtype=np.int64)
+        weights = torch.ones(self._steps, device=self._device)
+        for turn in range(self._turns):
+            kept = packs[turn] if turn < len(packs) else None
+            result, proposed = draft.evaluate(self._tensors(kept), weights)
+            results += result.double().cpu()
+            if kept is not None:
+                steps, walked = self._walk(kept, proposed.cpu().numpy())
+                counts, accepted = counts + steps, accepted + walked
+        parts = [results.flatten(), torch.from_numpy(counts), torch.from_numpy(accepted), torch.tensor([len(packs)])]
+        mine = torch.cat([part.to(self._device, torch.float64) for part in parts])
+        total = of_all_ranks(mine).sum(0).cpu().numpy()
+        losses, right, counts_K, accepted_D, (packs_of_all,) = np.split(
+            total, np.cumsum([self._steps, self._steps, self._steps, self._draft_tokens + 1])
+        )
+        mean = [float(x / n) if n else None for x, n in zip(losses, counts_K, strict=True)]
+        return {
+            "loss": sum(self._decay**k * x for k, x in enumerate(mean) if x is not None),
+            "losses": mean,
+            "accuracy": [float(x / n) if n else None for x, n in zip(right, counts_K, strict=True)],
+            "acceptance_length": acceptance_length(accepted_D),
+            "accepted": accepted_D.astype(int).tolist(),
+            "packs": int(packs_of_all),
+            "loss_tokens": int(counts_K[0]),
+            "seconds": time.perf_counter() - begun,
+        }
+
+    def _allocate(self, packs: list[Pack], corpus: Corpus) -> dict[tuple[int, int], _Kept]:
+        """Memory for exactly these packs, registered with the store as one."""
+        rows = {pack.id: PackRows.of(pack, corpus, self._contract) for pack in packs}
+        sizes = [found.bytes(self._contract.widths) for found in rows.values()]
+        self._memory = torch.empty(sum(sizes), dtype=torch.uint8)
+        if self._memory.nbytes:
+            self._store.register(self._memory.data_ptr(), self._memory.nbytes)
+        parts = self._memory.split(sizes)
+        return {pack: _Kept(found, Buffer(part)) for (pack, found), part in zip(rows.items(), parts, strict=True)}
+
+    def _get(self, manifest: Manifest) -> None:
+        kept = self._kept[manifest.pack]
+        if kept.rows.rows:
+            kept.views = read_into(kept.buffer, kept.rows, manifest, self._store, self._rendezvous, self._contract)
+            remove_pack(self._store, self._rendezvous.run, self._rendezvous.attempt, manifest)
+
+    def _tensors(self, kept: _Kept | None) -> PackTensors:
+        if kept is None or kept.views is None:
+            return empty_pack(self._contract, self._device)
+        aux, last = (kept.views[name].to(self._device) for name in ("aux", "last"))
+        return kept.rows.tensors(aux, last, self._device)
+
+    def _choices(self, rows: PackRows, last: Tensor, head: Tensor) -> np.ndarray:
+        """The target's most likely tokens, over its whole vocabulary."""
+        greedy = np.full(len(rows.input_ids), -1, dtype=np.int64)
+        size = max(1, CHUNK_LOGITS // head.shape[0])
+        chosen = [(part.to(head.device, head.dtype) @ head.T).argmax(-1).cpu() for part in last.split(size)]
+        first, positions = 0, []
+        for length in rows.lengths:
+            positions.append(first + self._contract.rows(rows.loss_mask[first : first + length])["last"])
+            first += length
+        greedy[np.concatenate(positions)] = torch.cat(chosen).numpy()
+        return greedy
+
+    def _walk(self, kept: _Kept, proposed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Columns in the loss of each unrolled step, and verify steps by accepted proposals, of a pack."""
+        assert kept.greedy is not None
+        counts = np.zeros(self._steps, dtype=np.int64)
+        accepted = np.zeros(self._draft_tokens + 1, dtype=np.int64)
+        first = 0
+        for length in kept.rows.lengths:
+            part = slice(first, first + length)
+            mask = kept.rows.loss_mask[part]
+            counts += supervised_counts(mask, self._steps)
+            accepted += accepted_counts(proposed[:, part], kept.greedy[part], mask, self._draft_tokens)
+            first += length
+        return counts, accepted
