@@ -43,7 +43,7 @@ def state(command: str, situation: str, version: str = "slurm-22.05.8", size: in
         ("PENDING_after_preemption", "scontrol", Condition.PENDING, ""),
         (
             "PENDING_after_preemption",
-            "squeue scontrol",
+            "squeue",
             Condition.PENDING,
             "BeginTime: Slurm waits a while before it starts a requeued job again",
         ),
