@@ -46,6 +46,7 @@ def check(config: Config) -> list[str]:
     _check_evaluate(config)
     _check_gpus(config)
     warnings += _warn_of_store(config, shape)
+    warnings += _warn_of_evaluations(config)
     if config.training.max_steps:
         warnings += _warn_of_warmup(config, config.training.max_steps)
     if not config.target.trust_remote_code and brings_code(shape):
@@ -316,6 +317,16 @@ def _warn_of_store(config: Config, shape: TargetShape) -> list[str]:
             f"this machine's memory of {_size(memory)}"
         )
     return warnings
+
+
+def _warn_of_evaluations(config: Config) -> list[str]:
+    every, kept = config.training.evaluate_interval_steps, config.snapshot.interval_steps
+    if every is None or every % kept == 0 or kept % every == 0:
+        return []
+    return [
+        f"training.evaluate_interval_steps: {every} and snapshot.interval_steps: {kept} seldom meet, and only a "
+        "snapshot of an evaluated step can be kept as the best; let one be a multiple of the other"
+    ]
 
 
 def _warn_of_warmup(config: Config, steps: int) -> list[str]:

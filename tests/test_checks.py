@@ -279,6 +279,44 @@ def test_a_warm_up_that_never_ends_is_warned_of(load):
     assert warning.endswith("; try 2")
 
 
+def test_evaluations_need_held_out_data_and_should_meet_snapshots(load):
+    refused(
+        load("--training.evaluate_interval_steps=10", "--data.heldout=[]", "--evaluate.prompts=0"),
+        "training.evaluate_interval_steps: 10: evaluations use data.heldout, which is empty",
+    )
+    assert check(load("--training.evaluate_interval_steps=50")) == []
+    (warning,) = check(load("--training.evaluate_interval_steps=30"))
+    assert "snapshot.interval_steps: 100 seldom meet" in warning
+
+
+def test_held_out_packs_fit_into_the_store_beside_any_step(load, tmp_path):
+    for name in ("train", "heldout"):
+        rows = [{"text": f"{name} {i} the licence of the work, and nothing else " * 40} for i in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ["--data.loss_on=all", "--training.packs_per_step=8", "--training.warmup_steps=0"]
+    config = load(*common, "--training.evaluate_interval_steps=50")
+    corpus = corpus_of(prepare(config))
+    contract = capture_contract(config, read_target(config.target.path))
+    plan = make_plan(config, corpus)
+    size = sum(contract.bytes(corpus.sample(i).loss_mask) for pack in plan.heldout for i in pack.samples)
+    config.store.bytes_per_rank = Bytes(int(size / 0.85))
+    with pytest.raises(
+        UserError, match=r"training\.evaluate_packs: 16 are .* beside any step, and step 1 is"
+    ) as caught:
+        check_plan(config, plan, corpus, contract)
+    config.store.bytes_per_rank = Bytes.parse(str(caught.value).split("set store.bytes_per_rank: ")[1].split(",")[0])
+    check_plan(config, plan, corpus, contract)
+
+
+def test_held_out_data_without_answers_evaluate_nothing(load, tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "the licence of the work " * 40}))
+    (tmp_path / "heldout.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}))
+    config = load("--training.evaluate_interval_steps=50", "--data.max_bad_fraction=1")
+    corpus = corpus_of(prepare(config))
+    with pytest.raises(UserError, match="data.heldout: no sample of it has anything to evaluate on"):
+        check_plan(config, make_plan(config, corpus), corpus, capture_contract(config, read_target(config.target.path)))
+
+
 def test_once_the_corpus_is_known_the_largest_step_must_fit_to_the_byte(load, tmp_path):
     rows = [{"text": f"{i} the licence of the work, and nothing else " * 40} for i in range(90)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))

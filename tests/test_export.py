@@ -102,6 +102,33 @@ def test_anybody_may_read_the_files(run):
     assert json.loads((folder / "model.safetensors").read_bytes()[8 : 8 + header])["__metadata__"] == {"format": "pt"}
 
 
+def test_the_best_snapshot_is_the_one_that_evaluations_found_best(tmp_path, tiny_target):
+    run = make_run(tmp_path / "run", tiny_target, steps=(3, 6, 9))
+    with pytest.raises(UserError, match="no evaluation was made after the steps of its snapshots"):
+        export(run, best=True)
+    lengths = {3: 1.5, 6: 1.8, 8: 2.0, 9: 1.7}
+    lines = [{"step": step, "evaluation": {"acceptance_length": x, "loss": 1.0}} for step, x in lengths.items()]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = export(run, best=True)
+    assert json.loads((folder / "specbatch.json").read_text())["step"] == 6
+    assert json.loads((export(run) / "specbatch.json").read_text())["step"] == 9
+
+
+def test_a_trained_embedding_is_exported_and_the_configuration_makes_engines_keep_it(tmp_path, tiny_target):
+    embedding = torch.randn(512, 64)
+    folder = export(make_run(tmp_path, tiny_target, **{"embed_tokens.weight": embedding}))
+    assert torch.equal(load_file(folder / "model.safetensors")["embed_tokens.weight"], embedding.bfloat16())
+    config = json.loads((folder / "config.json").read_text())
+    assert not nulls(config)
+    # SGLang takes the target's embedding where the first of these is the draft's own width.
+    assert (config["target_hidden_size"], config["num_aux_hidden_states"], config["hidden_size"]) == (192, 1, 64)
+    assert "speculators_config" not in config
+    assert "speculators" not in (folder / "README.md").read_text()
+    wrong = make_run(tmp_path / "wrong", tiny_target, **{"embed_tokens.weight": embedding[1:]})
+    with pytest.raises(RunError, match=r"embed_tokens.weight is \[511, 64\], not \[512, 64\]"):
+        export(wrong)
+
+
 def test_the_configuration_speaks_to_each_engine_in_its_own_numbers(tmp_path, tiny_target):
     folder = export(make_run(tmp_path, tiny_target, aux_layers=[0, 2, 4]))
     config = json.loads((folder / "config.json").read_text())

@@ -185,7 +185,8 @@ class Snapshot:
     interval_steps: Count = 100
     """Steps between two snapshots."""
     keep: Annotated[int, at_least(2)] = 2
-    """How many are kept; the one before the last is the way back from a damaged disk."""
+    """How many are kept, and the one that evaluations found best; the one before the last is the way back from a
+    damaged disk."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ from pathlib import Path
 from specbatch import __version__
 from specbatch.config import load_config
 from specbatch.errors import RunError, UserError
+from specbatch.evaluations import best_step
 from specbatch.export.card import model_card
 from specbatch.export.configuration import draft_config
 from specbatch.rundir import RunDir
@@ -31,7 +32,7 @@ ABOUT = "specbatch.json"
 """Where an export comes from; only a directory that has it is ever replaced."""
 
 
-def export(run_dir: RunDir, step: int | None = None, out: Path | None = None) -> Path:
+def export(run_dir: RunDir, step: int | None = None, out: Path | None = None, *, best: bool = False) -> Path:
     """Write the draft of a snapshot.
 
     Args:
@@ -39,6 +40,7 @@ def export(run_dir: RunDir, step: int | None = None, out: Path | None = None) ->
         step: of which snapshot; the newest that can be read if not given.
         out: the directory; the run's ``export`` if not given. An export that is there is replaced once the new one
             is whole.
+        best: take the snapshot that evaluations during training found best; not together with ``step``.
 
     Returns:
         the directory: ``config.json``, ``model.safetensors`` (bfloat16), ``specbatch.json`` and ``README.md``.
@@ -55,7 +57,7 @@ def export(run_dir: RunDir, step: int | None = None, out: Path | None = None) ->
     config = load_config(run_dir.config)
     target = read_target(config.target.path)
     intermediate = config.draft.intermediate_size or target.intermediate
-    step, stored = _read(run_dir, step)
+    step, stored = _read(run_dir, _best(run_dir) if best else step)
     tensors = draft_tensors(stored, target, len(aux_layers(config, target)), intermediate, where=f"step {step}")
     # The path as the user gave it, if it is a hub's name: another machine knows that, too.
     name = str(target.path) if Path(config.target.path).expanduser().is_dir() else config.target.path
@@ -110,6 +112,17 @@ def _read(run_dir: RunDir, step: int | None) -> tuple[int, dict]:
         except DamagedSnapshot as error:
             logger.error("snapshot refused, taking the one before step=%d why=%s", candidate, error)
     raise RunError(f"none of the snapshots in {run_dir.snapshots} can be read: see the log for what is damaged")
+
+
+def _best(run_dir: RunDir) -> int:
+    there = snapshots(run_dir.snapshots)
+    step = best_step(run_dir.metrics, there)
+    if step is None:
+        raise UserError(
+            f"{run_dir.root}: no evaluation was made after the steps of its snapshots ({there or 'none yet'}): set "
+            "training.evaluate_interval_steps, to what snapshot.interval_steps is or a part of it"
+        )
+    return step
 
 
 def _accuracy(run_dir: RunDir, step: int) -> list[float | None] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from specbatch.snapshot.disk import sync_folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+
+Best = Callable[[Collection[int]], int | None]
+"""Which of these steps has the best draft; None where nobody knows."""
 
 
 class DamagedSnapshot(RunError):
@@ -133,10 +137,12 @@ def half_written(folder: Path) -> list[Path]:
     return [path for _, path in _folders(folder) if not (path / MANIFEST).exists()]
 
 
-def superfluous(folder: Path, keep: int) -> list[Path]:
-    """What is older than the newest ``keep`` whole snapshots, and what was set aside."""
-    kept = whole_snapshots(folder)[-keep:]
-    old = [path for step, path in _folders(folder) if kept and step < kept[0]]
+def superfluous(folder: Path, keep: int, best: Best | None = None) -> list[Path]:
+    """What is older than the newest ``keep`` whole snapshots and not the best of all, and what was set aside."""
+    whole = whole_snapshots(folder)
+    kept = whole[-keep:]
+    spared = best(whole) if best else None
+    old = [path for step, path in _folders(folder) if kept and step < kept[0] and step != spared]
     return old + sorted(folder.glob("refused-step-*"))
 
 

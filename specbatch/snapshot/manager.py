@@ -15,6 +15,8 @@ How the trainer uses it:
   Every other save that fails is logged as an error, its folder is deleted, and training goes on.
 - ``trainer.checkpointer.saved_step`` is the newest step known to be on disk, the same on all ranks as long as they
   ask between the same two steps; None before the first.
+- ``trainer.checkpointer.best``, if rank 0 sets it, says which of some steps has the best draft: the snapshot of that
+  one is kept besides the newest ones.
 - ``trainer.close()`` before ``destroy_process_group()``: it awaits a save under way. After an error don't close:
   end the process, and the save under way will never have a manifest.
 - Of the random generators, torch's are kept for each rank (on the CPU, and the rank's own GPU).
@@ -109,6 +111,7 @@ class HDF5CheckpointManager(CheckpointManager):
         self.random = RandomState(self.rank)
         self.states[RANDOM] = self.random
         self.saved_step: int | None = None
+        self.best: snapshot_folder.Best | None = None
         self._pruning = threading.Lock()
         gpu = torch.cuda.is_available()
         self.stager = DefaultStager(
@@ -195,11 +198,11 @@ class HDF5CheckpointManager(CheckpointManager):
             logger.error("a half-written snapshot can't be deleted path=%s why=%s", snapshot, error)
 
     def _prune(self, keep: int) -> None:
-        """Delete all but the newest whole snapshots, and those that were refused before them."""
+        """Delete all but the newest whole snapshots and the best, and those that were refused before them."""
         if self.rank:
             return
         with self._pruning:
-            for path in snapshot_folder.superfluous(self.path, keep):
+            for path in snapshot_folder.superfluous(self.path, keep, self.best):
                 try:
                     snapshot_folder.remove(path)
                 except OSError as error:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torchtitan.trainer import Trainer
 from specbatch.dispatch.client import Client
 from specbatch.dispatch.messages import Phase
 from specbatch.errors import RunError
+from specbatch.evaluations import best_step
 from specbatch.training.dataloader import Turn
 from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
@@ -151,6 +153,7 @@ class DraftTrainer(Trainer):
         around = self._around
         if self._rank == 0:
             self._metrics = MetricsFile(around.metrics, self.step)
+            self.checkpointer.best = partial(best_step, around.metrics)
         around.client.join(self._rank, self._ranks, around.segment, around.segment_bytes, self.step, around.generation)
         around.prefetcher.start(self.step)
         self._joined = True

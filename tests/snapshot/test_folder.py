@@ -92,6 +92,14 @@ def test_the_newest_whole_ones_are_kept_and_what_is_older_is_superfluous(tmp_pat
     assert superfluous(tmp_path, keep=7) == []
 
 
+def test_the_best_of_the_whole_ones_is_kept_besides_the_newest(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        snapshot(tmp_path, step)
+    (tmp_path / "step-1" / "rank-0.h5").unlink()
+    assert superfluous(tmp_path, keep=2, best=min) == [tmp_path / "step-1", tmp_path / "step-3"]
+    assert superfluous(tmp_path, keep=2, best=lambda steps: None) == [tmp_path / f"step-{n}" for n in (1, 2, 3)]
+
+
 def test_a_refused_snapshot_is_found_no_more_and_goes_with_the_next_pruning(tmp_path):
     snapshot(tmp_path, 1)
     set_aside(snapshot(tmp_path, 2))

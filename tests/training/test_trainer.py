@@ -20,6 +20,7 @@ from specbatch.dispatch.messages import Phase
 from specbatch.manifest import PackId
 from specbatch.plan import Pack, Plan
 from specbatch.rundir import RunDir
+from specbatch.snapshot.folder import snapshots
 from specbatch.target import capture_contract, embedding, lm_head, read_target
 from specbatch.training.buffers import PackRows
 from specbatch.training.drafting import accepted_counts
@@ -131,6 +132,12 @@ def test_evaluations_come_as_configured_and_after_the_last_step(undisturbed: Out
         steps, drafts = sum(evaluation["accepted"]), sum(n * count for n, count in enumerate(evaluation["accepted"]))
         assert evaluation["acceptance_length"] == pytest.approx(1 + drafts / steps)
         assert evaluation["loss"] == pytest.approx(sum(0.8**k * loss for k, loss in enumerate(evaluation["losses"])))
+
+
+def test_the_best_snapshot_is_kept_besides_the_newest_two(folder: Path, undisturbed: Outcome) -> None:
+    found = {line["step"]: line["evaluation"] for line in undisturbed.lines if "evaluation" in line}
+    best = max(found, key=lambda step: (found[step]["acceptance_length"], -found[step]["loss"], step))
+    assert set(snapshots(folder / "undisturbed" / "snapshots")) == {6, 8, best}
 
 
 def test_an_evaluation_is_what_its_snapshots_draft_gives(
