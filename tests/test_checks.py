@@ -280,10 +280,8 @@ def test_a_warm_up_that_never_ends_is_warned_of(load):
 
 
 def test_evaluations_need_held_out_data_and_should_meet_snapshots(load):
-    refused(
-        load("--training.evaluate_interval_steps=10", "--data.heldout=[]", "--evaluate.prompts=0"),
-        "training.evaluate_interval_steps: 10: evaluations use data.heldout, which is empty",
-    )
+    message = refused(load("--training.evaluate_interval_steps=10", "--data.heldout=[]", "--evaluate.prompts=0"))
+    assert message.startswith("training.evaluate_interval_steps: 10: evaluations use data.heldout, which is empty")
     assert check(load("--training.evaluate_interval_steps=50")) == []
     (warning,) = check(load("--training.evaluate_interval_steps=30"))
     assert "snapshot.interval_steps: 100 seldom meet" in warning
@@ -313,7 +311,7 @@ def test_held_out_data_without_answers_evaluate_nothing(load, tmp_path):
     (tmp_path / "heldout.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}))
     config = load("--training.evaluate_interval_steps=50", "--data.max_bad_fraction=1")
     corpus = corpus_of(prepare(config))
-    with pytest.raises(UserError, match="data.heldout: no sample of it has anything to evaluate on"):
+    with pytest.raises(UserError, match=r"data\.heldout: no sample of it has anything to evaluate on"):
         check_plan(config, make_plan(config, corpus), corpus, capture_contract(config, read_target(config.target.path)))
 
 
