@@ -1,0 +1,294 @@
+"""Slurm's commands: what passes is tried again, what stays is told in Slurm's words, and nothing is submitted twice.
+
+Whoever is inside a job, or has set variables for other jobs, submits the same job as anybody else: variables would
+override what a script says, so the commands don't see them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from specbatch.errors import RunError, UserError
+
+DEADLINE_S = 120.0
+"""How long a command is tried again. A controller that is restarted answers within a minute."""
+ATTEMPT_S = 60.0
+"""How long one call may take: longer than Slurm's own time-outs."""
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 15.0
+TOKEN_PREFIX = "specbatch:"
+
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER")
+"""Where the cluster is; everything else of this kind is about some job."""
+_OF_JOBS = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SINFO|SCONTROL|PMI|PMIX)_")
+_PASSES = re.compile(
+    r"timed? ?out|unable to contact slurm controller|connection (refused|reset)|connect failure|connection failure|"
+    r"zero bytes were transmitted|transport endpoint is not connected|backup controller|in standby|"
+    r"temporarily (unable|unavailable)|try again|rate limit|message receive failure|"
+    r"persistent connection|talking to the database|unable to contact slurmdbd|slurmdbd is down|no route to host",
+    re.I,
+)
+"""What Slurm says of troubles that pass."""
+
+
+class SlurmError(RunError):
+    """A command of Slurm that failed for good.
+
+    Attributes:
+        words: Slurm's own.
+        passing: whether it was of the kind that passes, but lasted too long.
+    """
+
+    def __init__(self, message: str, words: str, passing: bool) -> None:
+        super().__init__(message)
+        self.words, self.passing = words, passing
+
+
+class Refused(UserError):
+    """Slurm does not take the job.
+
+    Attributes:
+        words: Slurm's own.
+    """
+
+    def __init__(self, message: str, words: str) -> None:
+        super().__init__(message)
+        self.words = words
+
+
+def environment() -> dict[str, str]:
+    """This process's environment for Slurm's commands: without the variables of a job that it is part of, or that
+    were set for other jobs, and in the language and format of time that are read here."""
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or not _OF_JOBS.match(name)}
+    return kept | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+
+
+def submit(script: Path, options: Iterable[str] = (), token: str = "", deadline_s: float = DEADLINE_S) -> int:
+    """Submit a script, exactly once.
+
+    A controller may take a job and its answer get lost. So the job carries a token, and after any failure that is no
+    refusal it is looked for before it is submitted again.
+
+    Args:
+        options: further ones of sbatch; they win over those in the script.
+        token: of `new_token`, if others shall find the job by it; a new one if empty.
+
+    Returns:
+        id of the job; of its first component, if it has several.
+
+    Raises:
+        Refused: Slurm does not take it.
+        SlurmError: Slurm could not be reached; nothing was submitted, as far as can be known.
+        UserError: there is no Slurm here.
+    """
+    token = token or new_token()
+    command = ["sbatch", "--parsable", f"--comment={token}", *options, script.name]
+    for attempt, last in enumerate(_attempts(deadline_s)):
+        if attempt and (found := find(token)) is not None:
+            return found
+        out, words, code = _once(command, cwd=script.parent)
+        answer = re.search(r"^(\d+)(;\S+)?$", out, re.M)
+        if answer and code == 0:
+            # An answer that was given up may have been late only: then there is an older job by now.
+            return (find(token) if attempt else None) or int(answer[1])
+        if code is not None and code > 0 and not _PASSES.search(words):
+            raise _refused(script, words)
+        if last:
+            raise _out_of_reach("sbatch", words, deadline_s)
+    raise AssertionError("unreachable")
+
+
+def check(script: Path, options: Iterable[str] = ()) -> str:
+    """Let Slurm look at a script without submitting it (``sbatch --test-only``).
+
+    Returns:
+        Slurm's words on when and where it could start.
+
+    Raises:
+        as `submit`.
+    """
+    try:
+        _, words = _tried(["sbatch", "--test-only", *options, script.name], DEADLINE_S, cwd=script.parent)
+    except SlurmError as error:
+        if error.passing:
+            raise
+        raise _refused(script, error.words) from error
+    return words
+
+
+def new_token() -> str:
+    """What a submission is found by."""
+    return TOKEN_PREFIX + secrets.token_hex(8)
+
+
+def find(token: str) -> int | None:
+    """The job of this user that was submitted with a token: queued, running or just ended; None if there is none.
+
+    Should there be several, the controller took a job late, after its submission was repeated: the oldest is the job,
+    and the others are cancelled.
+
+    Raises:
+        SlurmError: Slurm could not be reached.
+    """
+    found = set()
+    for row in squeue("--me", "--states=all", "--format=%i|%k").splitlines():
+        shown, _, comment = row.partition("|")
+        number = re.match(r"\d+", shown)
+        if comment.strip() == token and number:
+            found.add(int(number[0]))
+    if not found:
+        return None
+    oldest, *others = sorted(found)
+    if others:
+        scancel(*map(str, others))
+    return oldest
+
+
+def squeue(*options: str, deadline_s: float = DEADLINE_S) -> str:
+    """What squeue prints, without header; nothing for a job that Slurm has forgotten. Raises as `scontrol`."""
+    try:
+        out, _ = _tried(["squeue", "--noheader", "--all", *options], deadline_s)
+    except SlurmError as error:
+        if "Invalid job id" in error.words:
+            return ""
+        raise
+    return out
+
+
+def sacct(*options: str, deadline_s: float = DEADLINE_S) -> str | None:
+    """What sacct prints; None where the cluster keeps no accounts. Raises as `scontrol`."""
+    try:
+        out, _ = _tried(["sacct", *options], deadline_s)
+    except SlurmError as error:
+        if "accounting storage is disabled" in error.words:
+            return None
+        raise
+    return out
+
+
+def scontrol(*words: str, deadline_s: float = DEADLINE_S) -> str:
+    """What scontrol prints.
+
+    Raises:
+        SlurmError: it failed, or could not be reached for so long.
+        UserError: there is no Slurm here.
+    """
+    return _tried(["scontrol", *words], deadline_s)[0]
+
+
+def scancel(*words: str, deadline_s: float = DEADLINE_S) -> None:
+    """Cancel or signal jobs; one that has ended is no error. Raises as `scontrol`."""
+    try:
+        _tried(["scancel", *words], deadline_s)
+    except SlurmError as error:
+        if not re.search(r"Invalid job id|already completing or completed", error.words):
+            raise
+
+
+def sacctmgr(*words: str, deadline_s: float = DEADLINE_S) -> str | None:
+    """What sacctmgr prints, fields separated by ``|``; None where the cluster keeps no accounts. Raises as
+    `scontrol`."""
+    try:
+        return _tried(["sacctmgr", "--noheader", "--parsable2", *words], deadline_s)[0]
+    except SlurmError as error:
+        if re.search(r"not running a supported accounting_storage|accounting storage is disabled", error.words):
+            return None
+        raise
+
+
+def _tried(command: list[str], deadline_s: float, cwd: Path | None = None) -> tuple[str, str]:
+    """Output and words of a command that may be called any number of times."""
+    for last in _attempts(deadline_s):
+        out, words, code = _once(command, cwd)
+        if code == 0:
+            return out, words
+        if code is not None and not _PASSES.search(words):
+            raise SlurmError(f"`{' '.join(command)}` failed: {words or f'exit code {code}'}", words, passing=False)
+        if last:
+            raise _out_of_reach(command[0], words, deadline_s)
+    raise AssertionError("unreachable")
+
+
+def _attempts(deadline_s: float) -> Iterator[bool]:
+    """Wait between attempts, twice as long each time. Yields whether the attempt is the last."""
+    until, delay = time.monotonic() + deadline_s, FIRST_DELAY_S
+    while (left := until - time.monotonic()) > 0:
+        yield False
+        time.sleep(min(delay, max(0.0, left)))
+        delay = min(2 * delay, LONGEST_DELAY_S)
+    yield True
+
+
+def _once(command: list[str], cwd: Path | None = None) -> tuple[str, str, int | None]:
+    """Output, words and exit code of one call; no exit code if it took too long.
+
+    Raises:
+        UserError: there is no such command here.
+    """
+    try:
+        ran = subprocess.run(
+            command,
+            cwd=cwd,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ATTEMPT_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and not cwd.is_dir():
+            raise
+        raise UserError(
+            f"no Slurm here: there is no `{command[0]}` in PATH; go to a login node of the cluster, or load its Slurm "
+            "module; `specbatch run` trains on this machine, without Slurm"
+        ) from error
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {ATTEMPT_S:.0f} s", None
+    return ran.stdout, _words(ran.stderr), ran.returncode
+
+
+def _words(stderr: str) -> str:
+    """What Slurm says, in one line, without the names of its commands and functions."""
+    lines = [
+        re.sub(r"^(\w+: )?(error: |fatal: )?(allocation failure: )?", "", line).strip() for line in stderr.splitlines()
+    ]
+    return "; ".join(dict.fromkeys(line for line in lines if line))
+
+
+def _out_of_reach(command: str, words: str, deadline_s: float) -> SlurmError:
+    said = f"Slurm did not answer `{command}` for {deadline_s:.0f} s: {words or 'it said nothing'}"
+    return SlurmError(f"{said}; try again later, and ask the cluster's administrators if it lasts", words, passing=True)
+
+
+_REMEDIES = {
+    r"account": "set slurm.account to one of yours: `sacctmgr show associations user=$USER format=account,partition` "
+    "lists them",
+    r"partition name|invalid partition|partition specified": "set slurm.partition, or that of the component, to one that "
+    "`sinfo --summarize` lists",
+    r"group not permitted": "set slurm.partition to one that your group may use",
+    r"time limit": "set slurm.time to less than the partition's, which `sinfo --format='%P %l'` shows",
+    r"qos specification": "set slurm.qos to one of yours: `sacctmgr show associations user=$USER format=account,qos`",
+    r"qos policy|accounting.*policy": "ask for less time or fewer nodes, wait for your other jobs, or set slurm.qos",
+    r"feature specification": "set the component's constraint to a feature that `sinfo --format='%P %f'` shows",
+    r"generic resource|gres": "look at `sinfo --format='%P %G'` for the GPUs of a node, and at slurm.gpus for how this "
+    "cluster wants them to be asked for",
+    r"node count": "ask for fewer nodes: `sinfo --summarize` shows how many a partition has",
+    r"node configuration|more processors|memory spec": "ask for no more GPUs, CPUs and memory a node than its nodes "
+    "have: `sinfo --Node --long` shows them",
+    r"unrecognized option|invalid option": "this cluster's sbatch does not know it: set that directive to null",
+    r"het": "where heterogeneous jobs are not allowed, set slurm.layout: single",
+}
+"""What to do about a refusal, by what Slurm says of it."""
+
+
+def _refused(script: Path, words: str) -> Refused:
+    remedy = next((text for found, text in _REMEDIES.items() if re.search(found, words, re.I)), "")
+    remedy = remedy or f"change the configuration, or see what it asks for in {script.name}"
+    return Refused(f"Slurm refuses the job: {words or 'it did not say why'}; {remedy}", words)
