@@ -270,7 +270,7 @@ def _out_of_reach(command: str, words: str, deadline_s: float) -> SlurmError:
 _REMEDIES = {
     r"account": "set slurm.account to one of yours: `sacctmgr show associations user=$USER format=account,partition` "
     "lists them",
-    r"partition name|invalid partition|partition specified": "set slurm.partition, or that of the component, to one that "
+    r"partition name|invalid partition|partition specified": "set slurm.partition, or the component's, to one that "
     "`sinfo --summarize` lists",
     r"group not permitted": "set slurm.partition to one that your group may use",
     r"time limit": "set slurm.time to less than the partition's, which `sinfo --format='%P %l'` shows",
