@@ -8,6 +8,7 @@ HDF5's. Types that numpy lacks (bfloat16, float8) are stored as unsigned integer
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -52,16 +53,20 @@ def part(offset: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(first, first + count) for first, count in zip(offset, size, strict=True))
 
 
-def write_tensor(file: h5py.File, dataset: str, tensor: torch.Tensor) -> str:
+def write_tensor(file: h5py.File, dataset: str, tensor: torch.Tensor, aside: Executor) -> str:
     """Store a tensor of any shape, also without dimensions or without values.
+
+    Args:
+        aside: computes the checksum while this thread writes.
 
     Returns:
         the checksum of its bytes.
     """
     tensor = tensor.detach().cpu().contiguous()
     array = tensor.view(_stored_as(tensor.dtype)).numpy()
-    checksum = xxhash.xxh3_128_hexdigest(array.data)
+    summing = aside.submit(xxhash.xxh3_128_hexdigest, array.data)
     stored = file.create_dataset(dataset, data=array, track_times=False)
+    checksum = summing.result()
     stored.attrs.update({"dtype": dtype_name(tensor.dtype), "xxh3_128": checksum})
     return checksum
 

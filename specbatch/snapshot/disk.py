@@ -7,9 +7,14 @@ can't be written, and raises the first error when its owner closes it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
+
+
+PIECE_BYTES = 8 << 20
+"""After so many bytes the disk is told to begin: it works while the next are copied into the page cache."""
 
 
 def sync_folder(path: Path) -> None:
@@ -40,11 +45,19 @@ class Disk:
         view, done = memoryview(data).cast("B"), 0
         try:
             while self.error is None and done < len(view):
-                done += os.pwrite(self._fd, view[done:], self._at + done)
+                written = os.pwrite(self._fd, view[done : done + PIECE_BYTES], self._at + done)
+                self._begin_writing(self._at + done, written)
+                done += written
         except OSError as error:
             self.error = error
         self._at += len(view)
         return len(view)
+
+    def _begin_writing(self, at: int, count: int) -> None:
+        """Have the kernel write a large piece out now. It would wait for `close`, and the disk would idle until then."""
+        if count == PIECE_BYTES:
+            with contextlib.suppress(OSError):  # advice that a file system does not take
+                os.posix_fadvise(self._fd, at, count, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, size: int) -> int:
         try:

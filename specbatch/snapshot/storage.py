@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from torch.futures import Future
 from specbatch import __version__
 from specbatch.snapshot import values
 from specbatch.snapshot.chunks import chunk_files, dtype_name, dtype_of, part, write_tensor
-from specbatch.snapshot.disk import Disk, sync_folder
+from specbatch.snapshot.disk import Disk
 from specbatch.snapshot.folder import (
     FORMAT,
     MANIFEST,
@@ -110,19 +111,18 @@ class HDF5Writer(StorageWriter):
             return []
         name, results = f"rank-{plan.storage_data}.h5", []
         with Disk(self.snapshot / name) as disk:
-            with h5py.File(disk, "w", libver="latest") as file:
+            with h5py.File(disk, "w", libver="latest") as file, ThreadPoolExecutor(1, "checksums") as aside:
                 for item in items:
                     tensor = planner.resolve_data(item)
                     assert isinstance(tensor, torch.Tensor)
                     offset = tuple(item.index.offset or ())
                     dataset = item.index.fqn + ("@" + ",".join(map(str, offset)) if any(offset) else "")
-                    checksum = write_tensor(file, dataset, tensor)
+                    checksum = write_tensor(file, dataset, tensor, aside)
                     chunk = StoredChunk(offset, tuple(tensor.shape), name, dataset, checksum)
                     results.append(WriteResult(item.index, tensor.nbytes, _Written(chunk)))
                     if disk.error is not None:
                         break
             length = disk.bytes
-        sync_folder(self.snapshot)
         return [replace(result, storage_data=replace(result.storage_data, file_bytes=length)) for result in results]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
