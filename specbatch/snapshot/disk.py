@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-
 PIECE_BYTES = 8 << 20
 """After so many bytes the disk is told to begin: it works while the next are copied into the page cache."""
 
@@ -54,7 +53,7 @@ class Disk:
         return len(view)
 
     def _begin_writing(self, at: int, count: int) -> None:
-        """Have the kernel write a large piece out now. It would wait for `close`, and the disk would idle until then."""
+        """Have the kernel write a large piece out now: else the disk is idle until `close`."""
         if count == PIECE_BYTES:
             with contextlib.suppress(OSError):  # advice that a file system does not take
                 os.posix_fadvise(self._fd, at, count, os.POSIX_FADV_DONTNEED)
