@@ -83,7 +83,7 @@ def read_document(path: Path, hints: Mapping[str, Any]) -> Document:
     for name, node in _items(root, "", document):
         if name not in sections:
             raise UserError(f"{document.where(name)}: {unknown(name, hints)}")
-        for leaf, value in _items(node, f"{name}.", document):
+        for leaf, value in _leaves(node, f"{name}.", hints, document):
             if leaf not in hints:
                 raise UserError(f"{document.where(leaf)}: {unknown(leaf, hints)}")
             if get_origin(split(hints[leaf])[0]) is dict:
@@ -134,7 +134,7 @@ def unknown(key: str, hints: Mapping[str, Any]) -> str:
     here = [known for known in hints if known.startswith(f"{section}.")]
     elsewhere = [known for known in hints if known.split(".")[-1] == (name or section)]
     if section in sections and not name:
-        return f"{key}: is a section; its keys are {', '.join(here) or 'none yet'}"
+        return f"{key}: is a section; its keys are {', '.join(here)}"
     if elsewhere:
         return f"{key}: there is no such key; did you mean {' or '.join(elsewhere)}?"
     if section not in sections:
@@ -142,9 +142,19 @@ def unknown(key: str, hints: Mapping[str, Any]) -> str:
         hint = f"did you mean {near[0]}?" if near else f"the sections are {', '.join(sections)}"
         return f"{key}: there is no section {section}; {hint}"
     near = difflib.get_close_matches(name, [known.split(".", 1)[1] for known in here], n=1, cutoff=0.3)
-    others = f"the keys are {', '.join(here)}" if here else f"{section} has no keys yet"
-    hint = f"did you mean {section}.{near[0]}?" if near else others
+    hint = f"did you mean {section}.{near[0]}?" if near else f"the keys are {', '.join(here)}"
     return f"{key}: there is no such key; {hint}"
+
+
+def _leaves(
+    node: yaml.Node, prefix: str, hints: Mapping[str, Any], document: Document
+) -> Iterator[tuple[str, yaml.Node]]:
+    """Keys of a section and of the sections in it, dotted, and their nodes."""
+    for name, value in _items(node, prefix, document):
+        if any(known.startswith(f"{name}.") for known in hints):
+            yield from _leaves(value, f"{name}.", hints, document)
+        else:
+            yield name, value
 
 
 def _items(node: yaml.Node | None, prefix: str, document: Document) -> Iterator[tuple[str, yaml.Node]]:

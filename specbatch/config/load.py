@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from specbatch.config.document import Document, read_document
-from specbatch.config.options import COMMAND_LINE, Options, command_line, options_of, parser, values_of
+from specbatch.config.options import COMMAND_LINE, Options, command_line, made_of, options_of, parser, values_of
 from specbatch.config.paths import anchored
 from specbatch.config.sections import Config
 from specbatch.config.write import to_yaml
@@ -46,11 +46,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for key, mapping in document.mappings.items():
         values[key] = {**mapping, **values[key]}
     _anchor(values, document, given)
-    sections = {}
-    for name, section in get_type_hints(Config).items():
-        own = {entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)}
-        sections[name] = section(**own)
-    return Config(**sections)
+    return made_of(Config, values)
 
 
 def dump_config(config: Config, explain: bool = False) -> str:
@@ -59,16 +55,24 @@ def dump_config(config: Config, explain: bool = False) -> str:
     Args:
         explain: put each field's documentation above it.
     """
-    options, lines = config_options(), []
-    for name, section in get_type_hints(Config).items():
-        fields = dataclasses.fields(section)
-        lines.append(f"{name}:" if fields else f"{name}: {{}}")
-        for entry in fields:
-            if explain:
-                lines += [f"  # {line}" for line in textwrap.wrap(options[f"{name}.{entry.name}"].text, 110)]
-            value = getattr(getattr(config, name), entry.name)
-            lines += [f"  {line}" for line in to_yaml({entry.name: value}).splitlines()]
+    lines = [line for name, section in _fields(config) for line in (f"{name}:", *_lines(section, f"{name}.", explain))]
     return "\n".join(lines) + "\n"
+
+
+def _lines(section: Any, prefix: str, explain: bool) -> Iterator[str]:
+    """A section's lines, indented."""
+    for name, value in _fields(section):
+        if dataclasses.is_dataclass(value):
+            yield f"  {name}:"
+            yield from (f"  {line}" for line in _lines(value, f"{prefix}{name}.", explain))
+            continue
+        if explain:
+            yield from (f"  # {line}" for line in textwrap.wrap(config_options()[f"{prefix}{name}"].text, 110))
+        yield from (f"  {line}" for line in to_yaml({name: value}).splitlines())
+
+
+def _fields(of: Any) -> Iterator[tuple[str, Any]]:
+    return ((entry.name, getattr(of, entry.name)) for entry in dataclasses.fields(of))
 
 
 def config_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
@@ -83,10 +87,7 @@ def config_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
 @cache
 def config_options() -> Options:
     """The options of all sections, in their order."""
-    options: Options = {}
-    for name, section in get_type_hints(Config).items():
-        options.update(options_of(section, f"{name}."))
-    return options
+    return options_of(Config)
 
 
 def _anchor(values: dict[str, Any], document: Document, given: dict[str, str]) -> None:

@@ -46,17 +46,33 @@ Options = dict[str, Option]
 
 
 def options_of(kind: type, prefix: str = "") -> Options:
-    """The options for the fields of a dataclass."""
+    """The options for the fields of a dataclass; a field that is a dataclass has ``field.own`` for each of its own."""
     import docstring_parser
 
     hints, bare = get_type_hints(kind, include_extras=True), get_type_hints(kind)
     texts = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse_from_object(kind).params}
     found = {}
     for entry in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(bare[entry.name]):
+            found.update(options_of(bare[entry.name], f"{prefix}{entry.name}."))
+            continue
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         text = " ".join(texts.get(entry.name, "").split())
         found[f"{prefix}{entry.name}"] = Option(hints[entry.name], bare[entry.name], default, text)
     return found
+
+
+def made_of(kind: type[Made], values: Mapping[str, Any], prefix: str = "") -> Made:
+    """A dataclass from the values of its `options_of`."""
+    bare = get_type_hints(kind)
+    return kind(
+        **{
+            entry.name: made_of(bare[entry.name], values, f"{prefix}{entry.name}.")
+            if dataclasses.is_dataclass(bare[entry.name])
+            else values[f"{prefix}{entry.name}"]
+            for entry in dataclasses.fields(kind)  # type: ignore[arg-type]
+        }
+    )
 
 
 def parser(prog: str, description: str, groups: Mapping[str, tuple[str, Options]]) -> jsonargparse.ArgumentParser:
@@ -148,4 +164,4 @@ def values_of(texts: Mapping[str, str], options: Options, where: Callable[[str],
 def parse_options(kind: type[Made], tokens: Sequence[str]) -> Made:
     """A dataclass from a command line. Raises as `command_line` and `values_of`."""
     options = options_of(kind)
-    return kind(**values_of(dict(command_line(tokens, options)), options, lambda name: COMMAND_LINE))
+    return made_of(kind, values_of(dict(command_line(tokens, options)), options, lambda name: COMMAND_LINE))

@@ -206,8 +206,68 @@ class Evaluate:
 
 
 @dataclass
+class SlurmComponent:
+    """What one component of the job asks for, and how its programs are started on its nodes."""
+
+    partition: Annotated[str, ONE_LINE] = ""
+    """Its partition; `slurm.partition` if empty."""
+    nodes: Count = 1
+    """Its nodes; components never share one."""
+    gpus_per_node: Natural = 0
+    """GPUs of each node."""
+    cpus_per_task: Count | None = None
+    """CPUs of each of its tasks: the head, an engine, or all trainer ranks of a node."""
+    mem: Annotated[str, ONE_LINE] = ""
+    """Memory of each node, as Slurm writes it: `64G`; `0`: all of it. The partition's default if empty."""
+    constraint: Annotated[str, ONE_LINE] = ""
+    """Features that its nodes must have."""
+    setup: list[Annotated[str, ONE_LINE]] = field(default_factory=list)
+    """Lines of bash before its program, on each of its nodes: modules to load, variables to set."""
+    launch: Annotated[str, ONE_LINE] = ""
+    """Words of bash before its program's name: a container, as `apptainer exec --nv engine.sif`."""
+    python: Annotated[str, ONE_LINE] = ""
+    """Its Python, with specbatch in it; the one that submits if empty."""
+    srun: list[Annotated[str, ONE_LINE]] = field(default_factory=list)
+    """Further options of its srun: `--container-image=...`."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Its further directives, by sbatch's names; null takes one away."""
+
+
+@dataclass
 class Slurm:
-    """The heterogeneous job. It has no settings yet: `run` starts all components on this machine."""
+    """The job: one heterogeneous job of head, inference and training."""
+
+    profile: Annotated[str, ONE_LINE] = ""
+    """What is particular to a cluster: the name of a file in `slurm/profiles`, or a path. What the configuration says
+    comes first."""
+    layout: Literal["het", "single"] = "het"
+    """One heterogeneous job, or one homogeneous allocation for sites that allow no heterogeneous jobs."""
+    head_on: Literal["own", "training"] = "own"
+    """Whether the head has a node of its own, or runs on the first training node: for sites without CPU nodes."""
+    recovery: Literal["chain", "requeue"] = "chain"
+    """Who brings a run back: a successor that Slurm starts when the job ends early, or the job itself, requeued."""
+    account: Annotated[str, ONE_LINE] = ""
+    """The account that pays; your default one if empty."""
+    partition: Annotated[str, ONE_LINE] = ""
+    """Of all components that name none; the cluster's default if empty."""
+    qos: Annotated[str, ONE_LINE] = ""
+    """Quality of service; the default one if empty."""
+    time: Annotated[str, ONE_LINE] = "12:00:00"
+    """Time limit of one attempt, as Slurm writes it."""
+    signal_s: Count = 120
+    """Seconds before the time limit at which the run is asked to stop with a snapshot. Slurm may be a minute early."""
+    gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How GPUs are asked for: `--gpus-per-node`, `--gres=gpu:`, or not at all, where nodes are whole."""
+    interface: Annotated[str, ONE_LINE] = ""
+    """Network interface whose address the components use, as `hsn0`; that of the node's name if empty."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further directives of every component, by sbatch's names; null takes one away."""
+    head: SlurmComponent = field(default_factory=SlurmComponent)
+    """Mooncake's master and the dispatcher: no GPU, little memory."""
+    inference: SlurmComponent = field(default_factory=SlurmComponent)
+    """The engines."""
+    training: SlurmComponent = field(default_factory=SlurmComponent)
+    """The trainer ranks."""
 
 
 @dataclass
