@@ -24,8 +24,7 @@ from specbatch.verbs.status import status
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 VERBS: dict[str, Verb] = {
-    verb.__name__: verb
-    for verb in (run, resume, status, data, regenerate, export, evaluate, compare, inspect)
+    verb.__name__: verb for verb in (run, resume, status, data, regenerate, export, evaluate, compare, inspect)
 }
 
 

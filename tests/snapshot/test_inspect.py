@@ -13,7 +13,11 @@ from specbatch.snapshot.storage import HDF5Writer
 @pytest.fixture
 def run(tmp_path):
     """A run with snapshots of steps 2 and 10."""
-    state = {"w": torch.arange(1000.0).view(10, 100), "half": torch.ones(3, dtype=torch.bfloat16), "one": torch.tensor(7)}
+    state = {
+        "w": torch.arange(1000.0).view(10, 100),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "one": torch.tensor(7),
+    }
     for step in (10, 2):
         writer = HDF5Writer(tmp_path / "snapshots" / f"step-{step}", step=step, facts={"plan": {"seed": 0}})
         dcp.save({**state, "position": step}, storage_writer=writer, no_dist=True)
