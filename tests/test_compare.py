@@ -56,7 +56,8 @@ def test_equal_runs_are_equal_whatever_their_clocks_said(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["equal"]
     assert {distance["name"] for distance in told["distances"]} == {
-        "loss", "losses", "accuracy", "grad_norm", "learning_rate", "weights", "optimizer", "random generators", "export",
+        "loss", "losses", "accuracy", "grad_norm", "learning_rate", "weights", "optimizer", "random generators",
+        "export",
     }  # fmt: skip
 
 
