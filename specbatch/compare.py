@@ -184,7 +184,7 @@ def _compare_snapshots(found: Comparison, first: RunDir, second: RunDir) -> None
     path, other = snapshot_path(first.snapshots, step), snapshot_path(second.snapshots, step)
     mine, theirs = read_manifest(path), read_manifest(other)
     found.problems += [f"snapshot: {words}" for words in differences(mine.values, theirs.values)]
-    names, wanted = list(mine.tensors), set(theirs.tensors)
+    names, wanted = list(mine.tensors), list(theirs.tensors)
     if mine.ranks != theirs.ranks:
         # Each rank has random generators of its own.
         names, wanted = ([n for n in part if not n.startswith("random.")] for part in (names, wanted))
