@@ -1,4 +1,4 @@
-"""The first rows of the data, tried before a job is queued: what is wrong with data is mostly wrong with all of them."""
+"""The first rows of the data, tried before a job is queued: most mistakes in data are in all of its rows."""
 
 from __future__ import annotations
 
