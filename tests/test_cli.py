@@ -171,34 +171,6 @@ def test_an_option_that_a_verb_does_not_have_is_refused(tmp_path, capsys):
     )
 
 
-def test_status_says_how_a_run_stands(config, tmp_path, capsys):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(dump_config(load_config(config)))
-    assert main(["status", str(run)]) == 2
-    assert "has not been started yet" in capsys.readouterr().err
-    state = {
-        "state": "running",
-        "stage": "training",
-        "step": 12,
-        "steps": 40,
-        "attempt": 2,
-        "why": "",
-        "updated": "2026-11-25T03:00:00.000+00:00",
-        "waiting": ["rank 0 waits for pack 0.7"],
-        "void": [{"pack": "0.3", "why": "NaN"}],
-    }
-    (run / "status.json").write_text(json.dumps(state))
-    assert main(["status", str(run)]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"{run}: running, training, step 12 of 40, attempt 2, as of 2026-11-25T03:00:00.000+00:00",
-        "  rank 0 waits for pack 0.7",
-        "  pack 0.3 was not trained: NaN",
-    ]
-    assert main(["status", str(run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == state
-
-
 def test_regenerate_checks_its_options(capsys):
     assert main(["regenerate", "--target", "x", "--input", "a.jsonl"]) == 2
     assert capsys.readouterr().err.startswith("specbatch: command line: output: is missing: ")

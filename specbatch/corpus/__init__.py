@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from specbatch.corpus.first import try_first_rows
 from specbatch.corpus.prepare import prepare
 from specbatch.corpus.prepared import Corpus, Sample, attach, corpus_of, open_corpus
 from specbatch.corpus.summary import Summary
@@ -28,7 +27,6 @@ __all__ = [
     "planned_steps",
     "prepare",
     "prompts",
-    "try_first_rows",
 ]
 
 

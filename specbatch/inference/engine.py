@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from specbatch.capture import CaptureContract
 from specbatch.config import Config, load_config
 from specbatch.corpus import Corpus, make_plan, open_corpus
-from specbatch.dispatch.client import Client
+from specbatch.dispatch.client import Client, DispatcherGone
 from specbatch.dispatch.messages import Fault, Granted, Phase
 from specbatch.dispatch.rendezvous import Rendezvous, wait_for
 from specbatch.errors import RunError
@@ -48,22 +48,37 @@ def main(run_dir: Path, attempt: int, task: int) -> None:
         RunError: if the engine can't be kept alive, or the dispatcher is gone.
     """
     paths = RunDir(run_dir)
+    with joined(paths, attempt, f"engine-{task}", paths.component_log(attempt, "engine", task)) as engine:
+        engine.run()
+
+
+@contextlib.contextmanager
+def joined(paths: RunDir, attempt: int, name: str, log: Path) -> Iterator[Engine]:
+    """An engine of an attempt, ready to run.
+
+    Args:
+        name: to which something is added that makes it unlike any other engine's, that of the same task before it
+            was started again included.
+        log: SGLang's log file.
+
+    Raises:
+        RunError: the attempt's head has not published its addresses in time.
+    """
     config = load_config(paths.config)
     target = read_target(config.target.path)
     corpus = open_corpus(paths)
     rendezvous = wait_for(paths.rendezvous(attempt), attempt, RENDEZVOUS_TIMEOUT_S)
     with contextlib.closing(Client(rendezvous)) as client:
-        Engine(
+        yield Engine(
             config,
             target,
             corpus,
             client,
             rendezvous,
-            # Unlike any other engine's, that of this task before it was started again included.
-            name=f"engine-{task}-{secrets.token_hex(2)}",
+            name=f"{name}-{secrets.token_hex(2)}",
             rendezvous_path=paths.rendezvous(attempt),
-            log=paths.component_log(attempt, "engine", task),
-        ).run()
+            log=log,
+        )
 
 
 def drain(run_dir: Path, attempt: int, why: str) -> None:
@@ -119,6 +134,7 @@ class Engine:
         self._suspects: set[PackId] = set()
         self._restarts = 0
         self._leaving = threading.Event()
+        self._called_away = ""
         self._ended = threading.Event()
         self._failure: BaseException | None = None
         self._server: CapturingServer | None = None
@@ -134,12 +150,25 @@ class Engine:
         try:
             while (why := self._serve()) is not None:
                 self._restart(why)
+            if self._called_away:
+                self._give_back(self._called_away)
         finally:
             self._ended.set()
             beats.join()
         if self._failure is not None:
             raise self._failure
         logger.info("engine leaves name=%s tokens=%d", self.name, self.work.tokens)
+
+    def leave(self, why: str) -> None:
+        """Have the engine leave before the dispatcher lets it, from any thread: others compute its packs."""
+        self._called_away = why
+        self._leave()
+
+    def _give_back(self, why: str) -> None:
+        """Better than to fall silent: that would be noticed only some heartbeats later."""
+        with contextlib.suppress(DispatcherGone):
+            for claim in list(self.work.claims):
+                self._fail(claim, why, Fault.OTHER)
 
     def _serve(self) -> str | None:
         """Start a server and work with it; returns why it has to be started again, or None to leave."""

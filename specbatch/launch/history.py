@@ -12,8 +12,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import psutil
-
 from specbatch.rundir import RunDir, read_json, write_json
 
 
@@ -40,6 +38,8 @@ class Attempt:
         """Whether the process that leads it is there; None if that can't be seen from this host."""
         if self.host != socket.gethostname():
             return None
+        import psutil
+
         try:
             return abs(psutil.Process(self.pid).create_time() - self.pid_began) < 1
         except psutil.NoSuchProcess:
@@ -50,6 +50,8 @@ def begin_attempt(
     run_dir: RunDir, number: int, *, job: int = 0, restart: int = 0, nodes: dict[str, list[str]] | None = None
 ) -> Attempt:
     """Write down that this process begins an attempt, and keep how the one before stood."""
+    import psutil
+
     _keep_status(run_dir)
     attempt = Attempt(
         number=number,

@@ -33,5 +33,12 @@ def read_mark(run_dir: RunDir, attempt: int, component: str, task: int) -> Mark 
     return None if found is None else Mark(**found)
 
 
+def failed_marks(run_dir: RunDir, attempt: int) -> list[Mark]:
+    """Tasks that failed, the first one first."""
+    paths = sorted((run_dir.attempt(attempt) / "ended").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    marks = [Mark(**read_json(path)) for path in paths]
+    return [mark for mark in marks if mark.failed]
+
+
 def _path(run_dir: RunDir, attempt: int, component: str, task: int) -> Path:
     return run_dir.attempt(attempt) / "ended" / f"{component}-{task}.json"

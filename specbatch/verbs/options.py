@@ -82,46 +82,42 @@ def in_file(path: Path) -> Iterator[None]:
         raise
 
 
-def plain_verb(verb: Verb, arguments: list[str], add: Add) -> argparse.Namespace:
-    """The options of a verb that takes neither a configuration nor one run.
-
-    Raises:
-        UserError: an option is not the verb's.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"specbatch {verb.__name__}", description=f"{about(verb)}.", allow_abbrev=False
-    )
-    add(parser)
-    options, rest = parser.parse_known_args(arguments)
-    _refuse(verb, rest)
-    return options
-
-
 def run_verb(verb: Verb, arguments: list[str], add: Add = lambda parser: None) -> argparse.Namespace:
     """The options of a verb that takes a run directory.
 
     Raises:
         UserError: an option is not the verb's.
     """
-    options, rest = run_verb_known(verb, arguments, add, {})
-    _refuse(verb, rest)
-    return options
+    parser = verb_parser(verb)
+    parser.add_argument("run", type=Path, metavar="RUN", help="A run directory.")
+    add(parser)
+    return no_more(verb, parser, arguments)
 
 
-def _refuse(verb: Verb, rest: list[str]) -> None:
+def verb_parser(verb: Verb) -> argparse.ArgumentParser:
+    """A parser that knows nothing yet but what the verb is for."""
+    return argparse.ArgumentParser(prog=f"specbatch {verb.__name__}", description=f"{about(verb)}.", allow_abbrev=False)
+
+
+def no_more(verb: Verb, parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The options, which are all that the verb knows.
+
+    Raises:
+        UserError: one of them is not the verb's.
+    """
+    options, rest = parser.parse_known_args(arguments)
     if rest:
         raise UserError(
             f"{rest[0]}: is no option of `specbatch {verb.__name__}`; see `specbatch {verb.__name__} --help`"
         )
+    return options
 
 
 def run_verb_known(
     verb: Verb, arguments: list[str], add: Add, fields: dict[str, Any]
 ) -> tuple[argparse.Namespace, list[str]]:
     """The options of a verb that takes a run directory, and what is left for `fields`."""
-    parser = argparse.ArgumentParser(
-        prog=f"specbatch {verb.__name__}", description=f"{about(verb)}.", allow_abbrev=False
-    )
+    parser = verb_parser(verb)
     parser.add_argument("run", type=Path, metavar="RUN", help="A run directory.")
     add(parser)
     if any(word in ("-h", "--help") for word in arguments):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,9 @@ class Run:
             text=True,
             start_new_session=True,
         )
+
+    def verb(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, check=True, timeout=60)
 
     def metrics(self) -> list[dict]:
         path = self.root / "metrics.jsonl"
@@ -198,3 +202,57 @@ def test_a_run_directory_of_another_configuration_is_refused(undisturbed):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "resume" in done.stderr
+
+
+def test_added_engines_work_and_vanish_and_a_cancelled_run_stays_so(tmp_path, tiny_target, undisturbed):
+    run = new_run(tmp_path / "added", tiny_target)
+    process = run.start()
+    own = own_engine(run, process)
+    # The run's own engine does nothing until another has joined and trained steps with its packs.
+    own.suspend()
+    added = subprocess.Popen(run.command("engine", str(run.root)), text=True)
+    wait_for_step(run, 2, process)
+    told = json.loads(run.verb("status", str(run.root), "--json").stdout)
+    assert (told["state"], told["attempt"], told["job"]) == ("running", 1, 0)
+    by = {engine["name"].split("-")[0]: engine["packs"] for engine in told["head"]["engines"]}
+    assert by["added"] >= 8
+    own.resume()
+    assert "with a snapshot" in run.verb("cancel", str(run.root)).stdout
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert added.wait(timeout=60) == 0
+    told = run.verb("status", str(run.root)).stdout
+    assert f"{run.root}: cancelled, " in told
+    assert "cancelled" in told.splitlines()[0]
+    lines = run.verb("logs", str(run.root)).stdout.splitlines()
+    assert any(line.startswith("added-") and "engine leaves" in line for line in lines)
+    # Resumed, it goes on; another engine joins it, and is gone without a word.
+    process = subprocess.Popen(
+        run.command("resume", str(run.root)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    own = own_engine(run, process)
+    own.suspend()
+    added = subprocess.Popen(run.command("engine", str(run.root)), start_new_session=True)
+    wait_for_step(run, len(run.metrics()) + 1, process)
+    os.killpg(added.pid, signal.SIGKILL)
+    own.resume()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert run.numbers() == undisturbed.numbers()
+    assert run.draft() == undisturbed.draft()
+    assert "completed" in run.verb("status", str(run.root)).stdout
+
+
+def own_engine(run: Run, process: subprocess.Popen[str]) -> psutil.Process:
+    """The component of the run's only engine in its newest attempt."""
+    until = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        attempt = max((int(path.name) for path in (run.root / "attempts").glob("*")), default=0)
+        log = run.root / "attempts" / str(attempt) / "logs" / "inference-0.log"
+        if (log.parent.parent / "rendezvous.json").exists() and log.exists():
+            found = re.search(r"started pid=(\d+)", log.read_text())
+            if found:
+                return psutil.Process(int(found[1]))
+        time.sleep(0.05)

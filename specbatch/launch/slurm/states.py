@@ -277,11 +277,12 @@ def why_pending(rows: list[Row]) -> str:
 def _end(rows: list[Row]) -> str:
     """Why a job is over: the leader's end, and those of the others where they differ."""
     leader = rows[0]
-    words = [_ended(leader)] + [_lost(row) for row in rows[1:] if row.over and row.state != leader.state]
+    words = [end_of(leader)] + [_lost(row) for row in rows[1:] if row.over and row.state != leader.state]
     return "; ".join(words)
 
 
-def _ended(row: Row) -> str:
+def end_of(row: Row) -> str:
+    """How a component ended, in Slurm's word and in others."""
     text = f"{row.state}: {ENDS.get(row.state, 'it ended')}"
     if row.user is not None:
         text += f" by user {row.user}"

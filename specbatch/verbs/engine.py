@@ -1,0 +1,18 @@
+"""``specbatch engine``."""
+
+from __future__ import annotations
+
+from specbatch.verbs.options import run_dir_of, run_verb
+
+CALLED_AWAY = 75
+"""The run goes on, and its engine's job may be submitted again."""
+
+
+def engine(arguments: list[str]) -> int:
+    """Be one more engine of a running run, here, until it ends; in a job or by hand."""
+    options = run_verb(engine, arguments)
+    from specbatch.launch.added import join
+
+    called_away, why = join(run_dir_of(options.run))
+    print(f"{options.run}: the engine ended: {why}")
+    return CALLED_AWAY if called_away else 0

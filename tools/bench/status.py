@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Seconds of ``specbatch status`` with many run directories, Python's start included.
+
+    python tools/bench/status.py [--runs 100] [--slurm]
+
+With --slurm the runs have jobs, and the cluster that SLURM_CONF names is asked, as it is in daily use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from specbatch.launch.history import begin_attempt
+from specbatch.launch.slurm.jobs import record_job
+from specbatch.registry import register
+from specbatch.rundir import RunDir, write_json
+
+STEPS = 2000
+TIMES = 9
+
+
+def make_run(root: Path, number: int, slurm: bool) -> None:
+    """A run directory as a run of some hours leaves it: three attempts, thousands of steps, large logs."""
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text(f"run:\n  dir: {root}\n  name: run-{number}\n  seed: 0\n" + "# padding\n" * 400)
+    run_dir = RunDir(root)
+    register(run_dir)
+    engines = [
+        {"name": f"engine-{n}-ab", "state": "ready", "claims": 2, "packs": 9, "tokens_per_s": 5.0, "last_heard_s": 0.1}
+        for n in range(16)
+    ]
+    for attempt in (1, 2, 3):
+        begin_attempt(run_dir, attempt, job=1000 + number if slurm else 0, restart=attempt - 1)
+        write_json(
+            run_dir.status,
+            {
+                "state": "running", "stage": "training", "step": STEPS, "steps": 2 * STEPS, "attempt": attempt,
+                "why": "", "updated": datetime.datetime.now(datetime.UTC).isoformat(), "engines": engines,
+                "waiting": [], "void": [], "ranks": 8, "store": {"stored_bytes": 1, "budget_bytes": 2},
+                "window": {"free": 1, "claimed": 2, "stored": 3},
+            },
+        )  # fmt: skip
+    if slurm:
+        record_job(run_dir, 1000 + number, size=3)
+    row = {"loss": 2.5, "losses": [2.5] * 7, "accuracy": [0.5] * 7, "tokens": 65536, "seconds": 2.0, "wait_s": 0.1}
+    run_dir.metrics.write_text("".join(json.dumps({"step": step, **row}) + "\n" for step in range(1, STEPS + 1)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--slurm", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_STATE_HOME"] = f"{folder}/state"
+        for number in range(options.runs):
+            make_run(Path(folder) / "runs" / f"run-{number}", number, options.slurm)
+        command = [sys.executable, "-m", "specbatch", "status"]
+        bare = [timed([sys.executable, "-c", "pass"], folder) for _ in range(TIMES)]
+        took = [timed(command, folder) for _ in range(TIMES)]
+        shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert sum(line.startswith("run-") for line in shown) == options.runs, shown
+    answer = shown[-1] if shown[-1].startswith("Slurm") else "Slurm answered" if options.slurm else "Slurm not asked"
+    print(
+        f"specbatch status, {options.runs} runs: median {statistics.median(took):.3f} s, most {max(took):.3f} s "
+        f"of {TIMES}; python alone {statistics.median(bare):.3f} s; {answer}"
+    )
+
+
+def timed(command: list[str], folder: str) -> float:
+    """Seconds of a command."""
+    began = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
