@@ -104,10 +104,22 @@ class Training:
 
     ranks: Count = 1
     """Trainer processes; each has one GPU where there are any."""
+    gpu_memory: Bytes | None = None
+    """Memory of a trainer's GPU, as `80GiB` or in bytes: what the training needs is compared with it before anything is
+    started; not at all if not given."""
     threads: Count | None = None
     """CPU threads of a rank; torch's own choice if not given."""
     tokens_per_pack: Count = 4096
     """Most tokens of a pack; at least `data.max_tokens`."""
+    context_parallel: Count = 1
+    """Ranks that train each pack together, for samples that one has no memory for: the first unrolled step's keys and
+    values cross them, and nothing else."""
+    columns_at_once: Count | None = None
+    """Live columns, the positions of a pack that enter the loss, whose activations are held at once; 512 on a CPU and
+    2048 on a GPU if not given. The result does not depend on it, but for rounding."""
+    recompute: Literal["none", "all_but_attention", "all"] = "none"
+    """What of the unrolled steps is computed again in the backward pass instead of being kept for it; less memory at
+    the price of time, a quarter more at most."""
     packs_per_step: Count = 8
     """Packs of an optimizer step, over all ranks."""
     epochs: Count = 1

@@ -76,6 +76,7 @@ class Dispatcher:
         bytes_of: bytes that a pack's objects will occupy in the store.
         usable: bytes of a segment of given size that objects can fill.
         heartbeat_s: interval at which engines are heard.
+        ranks_per_pack: ranks that train each pack together.
         claim_timeout_s: how long an engine that is heard may take for a pack before it is given to another.
     """
 
@@ -88,12 +89,14 @@ class Dispatcher:
         usable: Callable[[int], int],
         heartbeat_s: float,
         claim_timeout_s: float = 900.0,
+        ranks_per_pack: int = 1,
     ) -> None:
+        self._ranks_per_pack = ranks_per_pack
         self._plan, self._usable = plan, usable
         self._void: dict[PackId, str] = {}
         self._journal = Journal()
         numbers = itertools.count(1)
-        self._window = Window(plan, steps, bytes_of, self._void, lambda: next(numbers))
+        self._window = Window(plan, steps, bytes_of, self._void, lambda: next(numbers), ranks_per_pack)
         self._engines = Engines(
             self._window,
             self._journal,
@@ -233,8 +236,11 @@ class Dispatcher:
         world = self._world
         if not 0 <= request.rank < request.world or request.segment_bytes < 0:
             return Refused(f"there is no rank {request.rank} of {request.world} with {request.segment_bytes} bytes")
-        if self._plan.packs_per_step % request.world:
-            return Refused(f"{request.world} ranks do not divide {self._plan.packs_per_step} packs of a step")
+        groups, odd = divmod(request.world, self._ranks_per_pack)
+        if odd:
+            return Refused(f"{request.world} ranks can't train packs {self._ranks_per_pack} together")
+        if self._plan.packs_per_step % groups:
+            return Refused(f"{groups} groups of ranks do not divide {self._plan.packs_per_step} packs of a step")
         if not 0 <= request.step <= self._window.steps:
             return Refused(f"rank {request.rank} starts after step {request.step} of {self._window.steps}")
         if world and request.generation < world.generation:

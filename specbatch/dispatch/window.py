@@ -36,7 +36,7 @@ class Entry:
     step: int
     """That trains it; 0: none, it is held out."""
     rank: int
-    """Who will train it."""
+    """Who will train it, and hold it until then; of ranks that train it together, one."""
     bytes: int
     state: State = State.FREE
     claim: int = 0
@@ -61,6 +61,7 @@ class Window:
         bytes_of: what the pack at ``(epoch, index)`` with these samples will occupy in the store.
         void: packs that train as zero, and why; owned by the caller, who may add to it.
         new_claim: gives numbers for the packs that need no engine.
+        ranks_per_pack: ranks that train each pack together: neighbours, who hold their packs in turn.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Window:
         bytes_of: Callable[..., int],
         void: dict[PackId, str],
         new_claim: Callable[[], int],
+        ranks_per_pack: int = 1,
     ) -> None:
+        self._ranks_per_pack = ranks_per_pack
         self._plan, self.steps, self._bytes_of = plan, steps, bytes_of
         self._void, self._new_claim = void, new_claim
         self.step = 0
@@ -232,7 +235,12 @@ class Window:
     def _look_ahead(self) -> bool:
         """Work out the packs of the next step; False if the store can't hold them all at once."""
         step = self._ahead_step + 1
-        rank_of = {pack.id: rank for rank, packs in enumerate(self._plan.assign(step, self._ranks)) for pack in packs}
+        together = self._ranks_per_pack
+        rank_of = {
+            pack.id: group * together + turn % together
+            for group, packs in enumerate(self._plan.assign(step, self._ranks // together))
+            for turn, pack in enumerate(packs)
+        }
         entries = [self._entry(pack, step, rank_of[pack.id]) for pack in self._plan.packs(step)]
         needed = sum(entry.bytes for entry in entries)
         heldout = self.reserved if step == self.step + 1 else 0

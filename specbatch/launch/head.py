@@ -62,6 +62,7 @@ def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Se
         bytes_of=lambda pack: sum(contract.bytes(corpus.sample(i).loss_mask) for i in pack.samples),
         usable=usable_bytes,
         heartbeat_s=config.inference.heartbeat_s,
+        ranks_per_pack=config.training.context_parallel,
     )
     keys = Keys.new()
     master_log = run_dir.component_log(attempt, "master", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from specbatch.dispatch.rendezvous import wait_for
 from specbatch.plan import Plan
 from specbatch.rundir import RunDir
 from specbatch.target import TargetShape, capture_contract, fingerprint, lm_head, read_target
-from specbatch.training.drafts.pack import supervised_counts
+from specbatch.training.drafts.pack import Share, part_of, supervised_counts
 from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
 from specbatch.training.model import model_spec
@@ -60,14 +61,16 @@ def train(run_dir: RunDir, attempt: int) -> None:
     corpus = open_corpus(run_dir)
     plan, target = make_plan(config, corpus), read_target(config.target.path)
     last_step = planned_steps(config, plan)
+    together = config.training.context_parallel
     steps = Steps(
         plan,
         corpus,
         lambda mask: supervised_counts(mask, config.draft.ttt_steps),
         step_decay=config.draft.step_decay,
-        rank=rank,
-        ranks=ranks,
+        rank=rank // together,
+        ranks=ranks // together,
     )
+    contract = capture_contract(config, target)
     rendezvous = wait_for(run_dir.rendezvous(attempt), attempt, timeout_s=60.0)
     client = Client(rendezvous, deadline_s=DISPATCHER_DEADLINE_S)
     store = StoreClient(rendezvous, config.store, segment_bytes=int(config.store.bytes_per_rank))
@@ -78,11 +81,13 @@ def train(run_dir: RunDir, attempt: int) -> None:
         rank=rank,
         steps=steps,
         corpus=corpus,
-        contract=capture_contract(config, target),
+        contract=contract,
         tokens_per_pack=config.training.tokens_per_pack,
         ahead=config.training.prefetch_steps,
         last_step=last_step,
         device=cpu.local_device(),
+        share=Share(rank % together, together),
+        part=partial(part_of, contract=contract, ttt_steps=config.draft.ttt_steps) if together > 1 else None,
     )
     heldout = None
     if plan.heldout:
@@ -122,6 +127,7 @@ def train(run_dir: RunDir, attempt: int) -> None:
             step_decay=config.draft.step_decay,
             heldout=heldout,
             evaluate_steps=config.training.evaluate_interval_steps or 1,
+            share=Share(rank % together, together),
         )
     )
     trainer.train()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specbatch.capture import BYTES_PER_VALUE, CaptureContract
 from specbatch.plan import Pack
-from specbatch.training.drafts.pack import PackTensors
+from specbatch.training.drafts.pack import WHOLE, PackTensors, Share
 from specbatch.transfer.fetch import Destination
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class PackRows:
         """Memory that `Buffer.place` needs for them."""
         return sum(_aligned(BYTES_PER_VALUE * width * self.count(tensor)) for tensor, width in widths.items())
 
-    def tensors(self, aux: Tensor, last: Tensor, device: torch.device) -> PackTensors:
+    def tensors(self, aux: Tensor, last: Tensor, device: torch.device, share: Share = WHOLE) -> PackTensors:
         """What the draft reads. The mask stays on the host, where it is read."""
         ids = torch.from_numpy(self.input_ids).to(device, non_blocking=True)
-        return PackTensors(ids, torch.from_numpy(self.loss_mask), self.lengths, aux, last)
+        return PackTensors(ids, torch.from_numpy(self.loss_mask), self.lengths, aux, last, share)
 
 
 def empty_pack(contract: CaptureContract, device: torch.device) -> PackTensors:

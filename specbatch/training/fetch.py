@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from specbatch.capture import CaptureContract
@@ -21,7 +23,7 @@ from specbatch.dispatch.rendezvous import Rendezvous
 from specbatch.manifest import Manifest, missing
 from specbatch.plan import Pack
 from specbatch.training.buffers import Buffer, PackRows, empty_pack, make_buffers
-from specbatch.training.drafts.pack import PackTensors
+from specbatch.training.drafts.pack import PackTensors, Share, runs
 from specbatch.training.steps import Steps
 from specbatch.training.upload import Upload
 from specbatch.transfer.fetch import Lost, read_pack, remove_pack
@@ -56,6 +58,8 @@ class Prefetcher:
         ahead: steps whose packs are fetched while another is trained.
         last_step: step after which nothing is fetched.
         device: where packs are trained.
+        share: which part of its packs this rank trains.
+        part: the rows of each tensor that a share of a pack needs, from its loss mask and lengths.
     """
 
     def __init__(
@@ -72,7 +76,10 @@ class Prefetcher:
         ahead: int,
         last_step: int,
         device: torch.device,
+        share: Share,
+        part: Callable[[np.ndarray, tuple[int, ...], Share], dict[str, np.ndarray]] | None,
     ) -> None:
+        self._share, self._part = share, part
         self._client, self._store, self._rendezvous = client, store, rendezvous
         self._rank, self._steps, self._corpus, self._contract = rank, steps, corpus, contract
         self._ahead, self._last_step, self._device = ahead, last_step, device
@@ -127,6 +134,11 @@ class Prefetcher:
         waited_s, self._waited_s = self._waited_s, 0.0
         return waited_s
 
+    def give_up(self, step: int, index: int, why: str) -> None:
+        """Train a pack as zero that is here, since another rank of its group can't get its part."""
+        with self._changed:
+            self._held[step][index].void = why
+
     def void(self, step: int) -> dict[str, str]:
         """This rank's packs of a step that train as zero, and why."""
         return {f"{held.pack.epoch}.{held.pack.index}": held.void for held in self._held[step] if held.void}
@@ -142,7 +154,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def _tensors(self, held: _Held) -> PackTensors:
-        if held.buffer is None:
+        if held.buffer is None or held.void:
             return empty_pack(self._contract, self._device)
         self._start_upload(held)
         assert held.upload is not None
@@ -151,7 +163,16 @@ class Prefetcher:
     def _start_upload(self, held: _Held) -> None:
         if held.upload is None and held.buffer is not None:
             views = held.buffer.place(held.rows, self._contract.widths)[1]
-            held.upload = Upload(held.rows, views, held.buffer, self._device, self._stream)
+            held.upload = Upload(
+                held.rows, self._share, self._own(held.rows, views), held.buffer, self._device, self._stream
+            )
+
+    def _own(self, rows: PackRows, views: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """The rows of this rank's share: few runs of neighbours, so that each is one copy."""
+        if self._part is None:
+            return {name: [view] for name, view in views.items()}
+        chosen = self._part(rows.loss_mask, rows.lengths, self._share)
+        return {name: [view[first:end] for first, end in runs(chosen[name])] for name, view in views.items()}
 
     def _after(self, step: int, index: int) -> _Held | None:
         with self._changed:

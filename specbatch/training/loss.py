@@ -1,85 +1,173 @@
-"""The loss of all unrolled steps, forward and backward in one pass over the target positions.
+"""The loss of unrolled steps and its gradients, in one pass over the target positions.
 
 The target's distribution at a position is computed once and serves every unrolled step that lands there.
 Positions are taken in chunks, so that nothing of size tokens times vocabulary is ever held, and gradients
-of logits are used up where they are made. Softmax and loss are in float32 or wider: in bfloat16 the gradient,
-a difference of two probabilities, is mostly rounding once the draft is good.
+of logits are used up where they are made. The draft's last norm belongs to the pass: its output, which is as large as
+all unrolled states, is never held either.
+
+Logits, softmax, loss and the gradient of the logits are in float32 or wider, whatever the weights are. The gradient is
+a difference of two probabilities: once the draft is good, what logits lose when they are rounded to bfloat16 is larger
+than the difference. Rounding the finished difference, as is done for the matrix products of a GPU, costs no more than
+rounding any other gradient.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-CHUNK_LOGITS = 1 << 21
-"""Most logits of one chunk of target positions: 8 MiB of float32, and as much for each unrolled step."""
+from specbatch.training.fused import compare, rms_norm
+from specbatch.training.memory import chunk_positions
 
 
-class DistillationLoss(torch.autograd.Function):
-    """Weighted cross-entropy between the target's and the draft's next-token distributions."""
+@dataclass(frozen=True)
+class Landing:
+    """Which rows of an unrolled step learn, and from which target positions. Both are int64, strictly ascending."""
 
-    @staticmethod
-    def forward(
-        ctx,
-        state_NH: Tensor,
-        head_VH: Tensor,
-        last_PH: Tensor,
-        target_head_VH: Tensor,
-        target_N: Tensor,
-        step_N: Tensor,
-        weights_K: Tensor,
-    ) -> Tensor:
-        """
-        Args:
-            state_NH: the draft's normalised states, rows of all unrolled steps.
-            head_VH: the draft's head.
-            last_PH: the target's states after its final norm.
-            target_head_VH: the target's head, rows of the draft's vocabulary.
-            target_N: int64, which of the ``P`` positions each row learns from.
-            step_N: int64, unrolled step of each row.
-            weights_K: weight of each unrolled step's summed cross-entropy.
+    row_M: np.ndarray
+    """Rows of the step's states."""
+    target_M: np.ndarray
+    """Rows of the target's states."""
 
-        Returns:
-            float ``[2, K]``: weighted summed cross-entropy of each step, and how often the most likely tokens
-            of both distributions are the same. Only the sum of the first row may be differentiated.
-        """
-        wide = torch.promote_types(state_NH.dtype, torch.float32)
-        order = torch.argsort(target_N, stable=True)
-        sorted_target = target_N[order]
-        result = torch.zeros(2, len(weights_K), dtype=wide, device=state_NH.device)
-        weight_N = weights_K.to(wide)[step_N]
-        d_state = torch.zeros_like(state_NH)
-        d_head = torch.zeros(head_VH.shape, dtype=wide, device=head_VH.device)
-        size = max(1, CHUNK_LOGITS // head_VH.shape[0])
-        starts = torch.arange(0, last_PH.shape[0] + size, size, device=order.device)
-        edges = torch.searchsorted(sorted_target, starts).tolist()
-        for chunk, (first, end) in enumerate(pairwise(edges)):
-            if first == end:
+
+@dataclass(frozen=True)
+class Heads:
+    """From states to logits, of both models. ``V`` is the draft's vocabulary."""
+
+    draft_VH: Tensor
+    norm_H: Tensor
+    """Weight of the draft's norm before its head."""
+    eps: float
+    target_VH: Tensor
+    last_PH: Tensor
+    """The target's states after its final norm."""
+
+
+@dataclass
+class Gradients:
+    """Of the sum of the weighted losses; what is added up is float32 or wider. None: nobody wants it."""
+
+    head_VH: Tensor | None
+    norm_H: Tensor | None
+    states: list[Tensor] = field(default_factory=list)
+    """Of the states after each unrolled step, in their dtype; made anew each time."""
+
+
+def distill(
+    states_NH: Sequence[Tensor],
+    landings: Sequence[Landing],
+    heads: Heads,
+    weights_K: Tensor,
+    gradients: Gradients | None = None,
+    *,
+    guesses: list[Tensor] | None = None,
+) -> Tensor:
+    """Cross-entropy between the target's and the draft's next-token distributions.
+
+    Args:
+        states_NH: the draft's states after each unrolled step, not normalised.
+        landings: for each unrolled step.
+        weights_K: weight of each unrolled step's summed cross-entropy.
+        gradients: what the gradients are put into, and added to; none are computed where it is not given.
+        guesses: where given, the draft's most likely token of each row that learns is put there, for each step.
+
+    Returns:
+        float ``[2, K]``: weighted summed cross-entropy of each step, and how often the most likely tokens
+        of both distributions are the same.
+    """
+    with torch.no_grad():
+        return _distill(states_NH, landings, heads, weights_K, gradients, guesses)
+
+
+def _distill(
+    states_NH: Sequence[Tensor],
+    landings: Sequence[Landing],
+    heads: Heads,
+    weights_K: Tensor,
+    gradients: Gradients | None,
+    guesses: list[Tensor] | None,
+) -> Tensor:
+    head, device = heads.draft_VH, heads.draft_VH.device
+    wide = wider(head.dtype)
+    weights = weights_K.to(wide)
+    result = weights.new_zeros(2, len(landings))
+    if guesses is not None:
+        guesses[:] = [torch.empty(len(landing.row_M), dtype=torch.int64, device=device) for landing in landings]
+    if gradients is not None:
+        gradients.states = [torch.zeros_like(state) for state in states_NH]
+    gpu = device.type != "cpu"
+    factor = head.dtype if gpu else wide
+    size = chunk_positions(len(head), len(landings), gpu=gpu, wide=wide.itemsize, factor=factor.itemsize)
+    ends = [landing.target_M[[0, -1]] for landing in landings if len(landing.target_M)]
+    for first in range(min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1, size):
+        last = heads.last_PH[first : first + size]
+        truth = product(last.to(heads.target_VH.dtype), heads.target_VH.T).softmax(-1)
+        likely = truth.argmax(-1)
+        rows: list[tuple[int, Tensor]] = []
+        states: list[Tensor] = []
+        d_logits: list[Tensor] = []
+        for step, landing in enumerate(landings):
+            part = slice(*np.searchsorted(landing.target_M, [first, first + size]))
+            count = part.stop - part.start
+            if not count:
                 continue
-            row = order[first:end]
-            states = last_PH[chunk * size : (chunk + 1) * size].to(target_head_VH.dtype)
-            p_all = (states @ target_head_VH.T).to(wide).softmax(-1)
-            p = p_all[target_N[row] - chunk * size]
-            state = state_NH[row]
-            log_q = (state @ head_VH.T).to(wide).log_softmax(-1)
-            cross_entropy = -(p * log_q).sum(-1)
-            correct = p_all.argmax(-1)[target_N[row] - chunk * size] == log_q.argmax(-1)
-            result[0].index_add_(0, step_N[row], cross_entropy * weight_N[row])
-            result[1].index_add_(0, step_N[row], correct.to(wide))
-            d_logits = log_q.exp_().sub_(p).mul_(weight_N[row, None]).to(state.dtype)
-            d_state[row] = d_logits @ head_VH
-            d_head.add_(d_logits.T @ state)
-        ctx.save_for_backward(d_state, d_head.to(head_VH.dtype))
-        return result
+            row = torch.from_numpy(landing.row_M[part]).to(device)
+            here = torch.from_numpy(landing.target_M[part] - first).to(device)
+            state = states_NH[step][row]
+            logits = product(rms_norm(state, heads.norm_H, heads.eps), head.T)
+            all_here = count == len(truth)
+            loss, guess, d_logit = compare(logits, truth if all_here else truth[here], weights[step])
+            del logits
+            result[0, step] += loss.sum()
+            result[1, step] += (guess == (likely if all_here else likely[here])).sum()
+            if guesses is not None:
+                guesses[step][part] = guess
+            if gradients is not None:
+                rows.append((step, row))
+                states.append(state)
+                d_logits.append(d_logit.to(factor))
+        if rows and gradients is not None:
+            _differentiate(gradients, rows, torch.cat(states), torch.cat(d_logits), heads)
+    return result
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_2K: Tensor):
-        grad = grad_2K[0, 0]
-        if not torch.equal(grad_2K[0], grad.expand_as(grad_2K[0])):
-            raise ValueError("only the sum of the weighted losses may be differentiated")
-        d_state, d_head = ctx.saved_tensors
-        return d_state * grad.to(d_state.dtype), d_head * grad.to(d_head.dtype), None, None, None, None, None
+
+def _differentiate(
+    gradients: Gradients, rows: list[tuple[int, Tensor]], state_MH: Tensor, d_logits_MV: Tensor, heads: Heads
+) -> None:
+    """From the gradient of a chunk's logits, of all unrolled steps, to those of the states and weights."""
+    with torch.enable_grad():
+        state, norm = state_MH.requires_grad_(), heads.norm_H.detach().requires_grad_()
+        normal = rms_norm(state, norm, heads.eps)
+    d_normal = d_logits_MV @ heads.draft_VH.to(d_logits_MV.dtype)
+    if gradients.head_VH is not None:
+        add_product(gradients.head_VH, d_logits_MV.T, normal.detach())
+    d_state, d_norm = torch.autograd.grad(normal, (state, norm), d_normal.to(normal.dtype))
+    if gradients.norm_H is not None:
+        gradients.norm_H += d_norm
+    for (step, row), d in zip(rows, d_state.split([len(row) for _, row in rows]), strict=True):
+        gradients.states[step][row] = d
+
+
+def product(a_NH: Tensor, b_HM: Tensor) -> Tensor:
+    """A matrix product whose sums and result are float32 or wider, whatever the factors are."""
+    wide = wider(a_NH.dtype)
+    if a_NH.dtype == wide or a_NH.device.type == "cpu":
+        return a_NH.to(wide) @ b_HM.to(wide)
+    return torch.mm(a_NH, b_HM, out_dtype=wide)
+
+
+def add_product(total_NM: Tensor, a_NK: Tensor, b_KM: Tensor) -> None:
+    """Add a matrix product to ``total_NM``, float32 or wider, where that lies."""
+    if total_NM.device.type == "cpu" or a_NK.dtype == total_NM.dtype:
+        total_NM.addmm_(a_NK.to(total_NM.dtype), b_KM.to(total_NM.dtype))
+    else:
+        torch.addmm(total_NM, a_NK, b_KM, out_dtype=total_NM.dtype, out=total_NM)
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """float32, or the dtype itself where that is wider."""
+    return torch.promote_types(dtype, torch.float32)

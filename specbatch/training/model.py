@@ -19,8 +19,9 @@ from torchtitan.protocols.model_spec import ModelSpec
 from specbatch.config import Config
 from specbatch.corpus import draft_vocabulary
 from specbatch.target import TargetShape, capture_contract, embedding, lm_head
-from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config
+from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config, Recompute
 from specbatch.training.drafts.rope import Rope
+from specbatch.training.memory import default_columns_at_once
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
@@ -35,6 +36,8 @@ class DraftModel(Eagle3, BaseModel):
         target: TargetShape
         """Where embedding and head are read from."""
         seed: int
+        columns_at_once: int
+        recompute: Recompute
 
         def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
             """Everything is known already."""
@@ -50,6 +53,7 @@ class DraftModel(Eagle3, BaseModel):
     def __init__(self, config: Config) -> None:
         super().__init__(config.draft)
         self._target, self._seed = config.target, config.seed
+        self.columns_at_once, self.recompute = config.columns_at_once, config.recompute
 
     def verify_module_protocol(self) -> None:
         """Plain modules of torch are fine: nothing here is tensor parallel."""
@@ -69,6 +73,9 @@ def parallelize(
         reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
         cast_forward_inputs=False,
     )
+    if parallel_dims.cp_enabled:
+        # Meshes fold it into `fsdp`: ranks that share packs are ranks like all others, but for the loss.
+        model.group = parallel_dims.get_mesh("cp").get_group()
     fully_shard(model, mesh=parallel_dims.get_mesh(names), mp_policy=policy)
     disable_fsdp_gradient_division(model)
     # Else the undivided gradient is reduced with PREMUL_SUM, which gloo does not have.
@@ -82,7 +89,14 @@ def model_spec(config: Config, target: TargetShape, corpus: Corpus) -> ModelSpec
     return ModelSpec(
         name=config.draft.algorithm,
         flavor=target.path.name,
-        model=DraftModel.Config(draft=eagle3_config(config, target, corpus), target=target, seed=config.run.seed),
+        model=DraftModel.Config(
+            draft=eagle3_config(config, target, corpus),
+            target=target,
+            seed=config.run.seed,
+            columns_at_once=config.training.columns_at_once
+            or default_columns_at_once(gpu=torch.accelerator.is_available()),
+            recompute=Recompute(config.training.recompute),
+        ),
         parallelize_fn=parallelize,
         pipelining_fn=None,
         post_optimizer_build_fn=None,

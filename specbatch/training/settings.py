@@ -83,7 +83,9 @@ def trainer_config(
             disable_cuda_graphs=True,
         ),
         # spmd_types, the default, names no mesh `fsdp`.
-        parallelism=ParallelismConfig(spmd_backend="partial_dtensor"),
+        parallelism=ParallelismConfig(
+            spmd_backend="partial_dtensor", context_parallel_degree=training.context_parallel
+        ),
         activation_checkpoint=None,
         comm=CommConfig(
             init_timeout_seconds=patience_s,

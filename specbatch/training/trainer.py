@@ -23,6 +23,7 @@ from specbatch.dispatch.messages import Phase
 from specbatch.errors import RunError
 from specbatch.evaluations import best_step
 from specbatch.training.dataloader import Turn
+from specbatch.training.drafts.pack import PackTensors, Share
 from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
 from specbatch.training.metrics import StepSums, UnrolledLoss, gather, metrics_line
@@ -54,6 +55,8 @@ class Surroundings:
     """For evaluations during training."""
     evaluate_steps: int
     """Steps between two of them; the last step is evaluated in any case."""
+    share: Share
+    """Which part of its packs this rank trains."""
 
 
 class DraftTrainer(Trainer):
@@ -116,7 +119,7 @@ class DraftTrainer(Trainer):
         if not math.isfinite(grad_norm):
             samples = self._of_all_ranks([sample for pack in facts.packs for sample in pack.samples])
             raise NotFiniteError(
-                f"the gradient of step {self.step} is {grad_norm}; its packs have the samples {samples}"
+                f"the gradient of step {self.step} is {grad_norm}; its packs have the samples {sorted({*samples})}"
             )
         seconds = time.perf_counter() - self._step_ended
         evaluation = self._evaluate()
@@ -134,9 +137,23 @@ class DraftTrainer(Trainer):
     ) -> tuple[Any, Tensor, dict[str, Any]]:
         """Put the pack itself in the place of its turn."""
         turn: Turn = input_dict["input"]
-        pack = self._around.prefetcher.take(turn.step, turn.index)
+        pack = self._take(turn.step, turn.index)
         weights = torch.from_numpy(self._around.steps.facts(turn.step).weights).to(self.device)
-        return super().post_dataloading_process({"input": pack, "weights": weights}, labels)
+        self.ntokens_seen += labels.numel() // self._around.share.ranks
+        return pack, labels, {"weights": weights}
+
+    def _take(self, step: int, index: int) -> PackTensors:
+        """A pack, or this rank's share of it. Ranks that train it together train it as zero if one of them must."""
+        prefetcher = self._around.prefetcher
+        pack = prefetcher.take(step, index)
+        if self._around.share.ranks == 1:
+            return pack
+        lacking = torch.tensor(not pack.lengths, dtype=torch.int32, device=self.device)
+        dist.all_reduce(lacking, dist.ReduceOp.MAX, self.parallel_dims.get_mesh("cp").get_group())
+        if not lacking or not pack.lengths:
+            return pack
+        prefetcher.give_up(step, index, "a rank that trains it too has not got it")
+        return prefetcher.take(step, index)
 
     def forward_backward_step(self, *, input_dict: Any, labels: Any, global_valid_tokens: Tensor) -> Tensor:
         """One pack; after the last one, what all ranks' packs gave, before the optimizer uses it."""
@@ -187,7 +204,8 @@ class DraftTrainer(Trainer):
         prefetcher, packs = self._around.prefetcher, self.loss_fn.packs
         waited_s = self._waited_s + prefetcher.take_waited_s()
         self._waited_s = 0.0
-        sums = gather(packs, waited_s, len(prefetcher.void(self.step)))
+        void = 0 if self._around.share.rank else len(prefetcher.void(self.step))
+        sums = gather(packs, waited_s, void)
         if torch.isfinite(sums.weighted).all():
             return sums
         facts = self._around.steps.facts(self.step)
@@ -196,9 +214,8 @@ class DraftTrainer(Trainer):
             for pack, result in zip(facts.packs, packs, strict=True)
             if not torch.isfinite(result[0]).all()
         ]
-        raise NotFiniteError(
-            f"the loss of step {self.step} is not finite; broken packs: {'; '.join(self._of_all_ranks(broken))}"
-        )
+        named = "; ".join(dict.fromkeys(self._of_all_ranks(broken)))
+        raise NotFiniteError(f"the loss of step {self.step} is not finite; broken packs: {named}")
 
     def _of_all_ranks(self, mine: list[Any]) -> list[Any]:
         of_ranks: list[Any] = [None] * self._ranks

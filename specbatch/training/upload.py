@@ -9,31 +9,36 @@ import torch
 from torch import Tensor
 
 from specbatch.training.buffers import Buffer, PackRows
-from specbatch.training.drafts.pack import PackTensors
+from specbatch.training.drafts.pack import PackTensors, Share
 
 
 class Upload:
     """A pack on its way to the device; on a CPU it is there already.
 
     Args:
+        share: which part of the pack is trained here.
+        views: the rows of each tensor that it needs, where they lie in the buffer.
         stream: where copies are queued; None where the device is the host.
     """
 
     def __init__(
         self,
         rows: PackRows,
-        views: dict[str, Tensor],
+        share: Share,
+        views: dict[str, list[Tensor]],
         buffer: Buffer,
         device: torch.device,
         stream: torch.Stream | None,
     ) -> None:
         self._stream = stream
         if stream is None:
-            self._tensors = rows.tensors(views["aux"], views["last"], device)
+            self._tensors = rows.tensors(_joined(views["aux"]), _joined(views["last"]), device, share)
             return
         with stream:
-            copies = {name: view.to(device, non_blocking=True) for name, view in views.items()}
-            self._tensors = rows.tensors(copies["aux"], copies["last"], device)
+            copies = {
+                name: _joined([part.to(device, non_blocking=True) for part in parts]) for name, parts in views.items()
+            }
+            self._tensors = rows.tensors(copies["aux"], copies["last"], device, share)
         buffer.uploaded = torch.Event(device)
         buffer.uploaded.record(stream)
 
@@ -45,3 +50,7 @@ class Upload:
             for tensor in (self._tensors.input_ids, self._tensors.aux, self._tensors.last):
                 tensor.record_stream(current)
         return self._tensors
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

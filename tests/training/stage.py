@@ -181,6 +181,7 @@ class Stage:
             bytes_of=lambda pack: sum(self.contract.bytes(self.corpus.sample(i).loss_mask) for i in pack.samples),
             usable=usable_bytes,
             heartbeat_s=config.inference.heartbeat_s,
+            ranks_per_pack=config.training.context_parallel,
         )
         keys, run = Keys.new(), f"{zlib.crc32(config.run.dir.encode()):x}"
         self.server = Server(

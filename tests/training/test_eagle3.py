@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from specbatch.capture import CaptureContract
-from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config
+from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config, Recompute
 from specbatch.training.drafts.pack import PackTensors, supervised_counts
 from specbatch.training.drafts.rope import Rope
 from tests.training.oracle import unroll_sample
@@ -123,16 +123,28 @@ WEIGHTS = 0.8 ** torch.arange(8, dtype=torch.float64) / 7
 WHOLE = tuple(range(VOCAB))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    masks=st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=3),
-    steps=st.integers(1, 4),
-    pruned=st.booleans(),
-    seed=st.integers(0, 1000),
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.sets(st.integers(0, VOCAB - 1), min_size=1),
+    st.integers(1, 30),
+    st.sampled_from(Recompute),
+    st.integers(0, 1000),
 )
-def test_loss_gradients_and_accuracies_are_the_oracles(masks, steps, pruned, seed):
+@example(
+    masks=[[True], [False, True, True]],
+    steps=4,
+    vocabulary={*range(VOCAB)},
+    at_once=9,
+    recompute=Recompute.NONE,
+    seed=0,
+)
+def test_loss_gradients_and_accuracies_are_the_oracles(masks, steps, vocabulary, at_once, recompute, seed):
+    """Packs, masks, vocabularies; samples of one token and of one less than there are unrolled steps among them."""
     samples = [Sample(mask, seed + i) for i, mask in enumerate(masks)]
-    draft = make_draft(steps, (0, 3, 4, 8, 9, 15, 22) if pruned else WHOLE)
+    draft = make_draft(steps, tuple(sorted(vocabulary)))
+    draft.columns_at_once, draft.recompute = at_once, recompute
     weights = WEIGHTS[:steps]
     result, gradients = ours(draft, pack_of(samples), weights)
     losses, correct, counts, expected = theirs(draft, samples, weights)
@@ -190,11 +202,11 @@ def test_the_order_of_samples_in_a_pack_does_not_matter():
 
 
 def test_the_blocks_of_a_long_sample_give_the_same(monkeypatch):
-    from specbatch.training import attention, loss
+    from specbatch.training import memory
 
     draft, samples, expected = reference()
-    monkeypatch.setattr(attention, "BLOCK_SCORES", 3)
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 2 * VOCAB)
+    monkeypatch.setattr(memory, "CPU_BLOCK_SCORES", 3)
+    monkeypatch.setattr(memory, "CPU_CHUNK_BYTES", 2 * VOCAB * 6 * 8)
     assert difference(ours(draft, pack_of(samples), WEIGHTS[:3])[1], expected) < 1e-9
 
 
@@ -215,6 +227,43 @@ def test_an_evaluation_says_what_training_does_and_which_tokens_are_proposed():
                     right[k] += int(proposed[k, first + i] == truth)
         first += len(sample.mask)
     assert result[1].tolist() == right
+
+
+def test_the_gradient_of_a_parameter_is_what_was_added_up_and_no_copy_of_it():
+    draft, samples, _ = reference()
+    draft.zero_grad()
+    result = draft(pack_of(samples), WEIGHTS[:3])
+    places = {total.data_ptr() for total in result.grad_fn.found if total is not None}
+    result[0].sum().backward()
+    assert draft.lm_head.weight.grad.data_ptr() in places
+
+
+def test_only_the_sum_of_the_losses_can_be_differentiated_and_only_once():
+    draft, samples, _ = reference()
+    with pytest.raises(ValueError, match="only the sum"):
+        draft(pack_of(samples), WEIGHTS[:3])[0, 0].backward()
+    total = draft(pack_of(samples), WEIGHTS[:3])[0].sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(ValueError, match="only once"):
+        total.backward(inputs=[draft.lm_head.weight])
+
+
+def test_a_frozen_parameter_gets_no_gradient_and_the_others_keep_theirs():
+    draft, samples, expected = reference()
+    frozen = ("lm_head.weight", "layers.0.mlp.up_proj.weight")
+    for name, parameter in draft.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    _, gradients = ours(draft, pack_of(samples), WEIGHTS[:3])
+    assert not any(gradients.pop(name).any() for name in frozen)
+    assert difference({**expected, **gradients}, expected) < 1e-9
+
+
+def test_without_gradients_the_loss_is_the_same():
+    draft, samples, _ = reference()
+    with torch.no_grad():
+        result = draft(pack_of(samples), WEIGHTS[:3])
+    torch.testing.assert_close(result, ours(draft, pack_of(samples), WEIGHTS[:3])[0])
+    assert not result.requires_grad
 
 
 def test_a_pack_without_samples_trains_as_zero():

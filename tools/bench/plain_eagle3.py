@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specbatch.training.drafts.eagle3 import Eagle3, rotate
+from specbatch.training.drafts.eagle3 import Eagle3
 from specbatch.training.drafts.pack import PackTensors
+from specbatch.training.fused import rotate
 
 PAD = 256
 
@@ -58,9 +59,9 @@ def _sample_loss(draft: Eagle3, ids: Tensor, mask: Tensor, aux: Tensor, last: Te
         token = F.pad(ids[1 + k :], (0, 1 + k))
         embedded = F.embedding(token, draft.embedding).to(dtype)
         a = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(z)], -1)
-        cos_sin = config.rope.rotation(position + k, dtype)
-        q = rotate(attention.heads(attention.q_proj, a), cos_sin).transpose(0, 1)
-        key = rotate(attention.heads(attention.k_proj, a), cos_sin)
+        cos, sin = config.rope.rotation(position + k, torch.promote_types(dtype, torch.float32))
+        q = rotate(attention.heads(attention.q_proj, a), cos, sin).transpose(0, 1)
+        key = rotate(attention.heads(attention.k_proj, a), cos, sin)
         keys.append(key.repeat_interleave(repeat, 1).transpose(0, 1))
         values.append(attention.heads(attention.v_proj, a).repeat_interleave(repeat, 1).transpose(0, 1))
         scale = 1 / math.sqrt(config.head_dim)

@@ -15,22 +15,43 @@ Shapes: ``R`` columns of a pack, ``N`` live ones, ``H`` width, ``K`` unrolled st
 
 from __future__ import annotations
 
+import enum
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from specbatch.capture import CaptureContract
-from specbatch.training.attention import LiveAttention
-from specbatch.training.drafts.pack import PackTensors, locate
+from specbatch.training.attention import Own, Sight, attend
+from specbatch.training.drafts.pack import Columns, PackTensors, locate
+from specbatch.training.drafts.pieces import Piece, StepRows, cut
 from specbatch.training.drafts.rope import Rope
-from specbatch.training.loss import CHUNK_LOGITS, DistillationLoss
+from specbatch.training.exchange import of_all_ranks
+from specbatch.training.fused import rms_norm, rotate, swiglu
+from specbatch.training.loss import Heads, distill, wider
+from specbatch.training.piecewise import Piecewise
 
 FIRST_SCALE = 0.3
 """Of the head's inputs before training."""
+
+_OUTSIDE_THE_UNROLL = ("fc.weight", "norm.weight", "lm_head.weight")
+
+
+class Recompute(enum.Enum):
+    """What of the unrolled steps is computed again in the backward pass, instead of being kept for it."""
+
+    NONE = "none"
+    ALL_BUT_ATTENTION = "all_but_attention"
+    ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -62,8 +83,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -93,7 +113,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Layer(nn.Module):
@@ -142,6 +162,11 @@ class Eagle3(nn.Module):
         if config.embedding_rows:
             self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
         self.register_buffer("draft_ids", torch.empty(len(config.draft_ids), dtype=torch.int64))
+        self.recompute = Recompute.NONE
+        self.columns_at_once = 1024
+        """Live columns whose activations are held at once."""
+        self.group: ProcessGroup | None = None
+        """The ranks that train a pack together, where packs are shared."""
         self.embedding: Tensor | None = None
         self.target_head: Tensor | None = None
 
@@ -202,17 +227,21 @@ class Eagle3(nn.Module):
         self.target_head = (target_head if whole else target_head[ids]).to(device)
 
     def forward(self, pack: PackTensors, weights: Tensor) -> Tensor:
-        """Unroll over a pack.
+        """Unroll over a pack, or over this rank's share of it.
 
         Args:
             weights: float ``[K]``, weight of each unrolled step's summed cross-entropy.
 
         Returns:
             float ``[2, K]``: weighted summed cross-entropy of each step, of which only the sum may be
-            differentiated, and how often the draft's most likely token is the target's.
+            differentiated, and how often the draft's most likely token is the target's. Of a share, its part of both.
         """
-        unrolled = self._unroll(pack)
-        return self._loss(pack, unrolled, weights)
+        columns, z, k_first, v_first = self._first(pack)
+        inner = [parameter for name, parameter in self.named_parameters() if name not in _OUTSIDE_THE_UNROLL]
+        return Piecewise.apply(
+            partial(self._unroll, pack), cut(columns, self.columns_at_once), self._heads(pack), weights,
+            torch.is_grad_enabled(), z, k_first, v_first, self.lm_head.weight, self.norm.weight, *inner,
+        )  # fmt: skip
 
     @torch.no_grad()
     def evaluate(self, pack: PackTensors, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,70 +254,124 @@ class Eagle3(nn.Module):
             as `forward`; and int64 ``[K, tokens]``: the target's id of the token that greedy drafting from each
             position proposes in each step, -1 where that is not computed.
         """
-        unrolled = self._unroll(pack)
+        columns, z, k_first, v_first = self._first(pack)
+        result = torch.zeros(2, self.config.ttt_steps, dtype=wider(z.dtype), device=z.device)
         proposed = self.draft_ids.new_full((self.config.ttt_steps, pack.input_ids.shape[0]), -1)
-        size = max(1, CHUNK_LOGITS // self.lm_head.weight.shape[0])
-        chunks = [(state @ self.lm_head.weight.T).argmax(-1) for state in unrolled.state_NH.split(size)]
-        proposed[unrolled.step_N, unrolled.token_N] = self.draft_ids.index_select(0, torch.cat(chunks))
-        return self._loss(pack, unrolled, weights), proposed
+        for piece in cut(columns, self.columns_at_once):
+            chosen = torch.from_numpy(piece.columns).to(z.device)
+            states = self._unroll(pack, piece, z[chosen], k_first[piece.keys], v_first[piece.keys])
+            guesses: list[Tensor] = []
+            result += distill(states, piece.landings, self._heads(pack), weights, guesses=guesses)
+            for step, rows in enumerate(piece.steps):
+                token = torch.from_numpy(rows.token_N[rows.learns_M]).to(z.device)
+                proposed[step, token] = self.draft_ids.index_select(0, guesses[step])
+        return result, proposed
 
-    def _loss(self, pack: PackTensors, unrolled: Unrolled, weights: Tensor) -> Tensor:
-        return DistillationLoss.apply(
-            unrolled.state_NH, self.lm_head.weight, pack.last, self.target_head,
-            unrolled.target_N, unrolled.step_N, weights,
-        )  # fmt: skip
+    def _heads(self, pack: PackTensors) -> Heads:
+        return Heads(self.lm_head.weight, self.norm.weight, self.norm.eps, self.target_head, pack.last)
 
-    def _unroll(self, pack: PackTensors) -> Unrolled:
-        """All that the loss reads, of all steps."""
-        config, layer = self.config, self.layers[0]
-        attention = layer.self_attn
-        columns = locate(pack, config.contract, config.ttt_steps)
-        dtype = self.fc.weight.dtype
-        z = self.fc(pack.aux.to(dtype))
-        a = self._inputs(pack, columns.token_R + 1, z)
-        cos_sin = config.rope.rotation(columns.position_R, dtype)
-        k_first = rotate(attention.heads(attention.k_proj, a), cos_sin)
-        v_first = attention.heads(attention.v_proj, a)
+    def _first(self, pack: PackTensors) -> tuple[Columns, Tensor, Tensor, Tensor]:
+        """States ``[C, H]`` before the first step, and its keys and values ``[R, G, D]`` of all ranks' columns."""
+        columns = locate(pack, self.config.contract, self.config.ttt_steps)
+        z, key, value = self._saving(Recompute.ALL, self._own_first, pack, columns)
+        if pack.share.ranks == 1 or not columns.samples:
+            return columns, z, key, value
+        if self.group is None:
+            raise ValueError("a share of a pack needs the group of ranks that train it")
+        both = of_all_ranks(torch.stack([key, value], 1), columns.of_ranks, self.group)
+        return columns, z, both[:, 0], both[:, 1]
 
-        rows = columns.live(0)
-        z, a = z[rows], a[rows]
-        own_k, own_v = (
-            k_first.new_empty(0, len(rows), *k_first.shape[1:]),
-            v_first.new_empty(0, len(rows), *v_first.shape[1:]),
-        )
-        states, targets, steps, tokens = [], [], [], []
-        for step in range(config.ttt_steps):
+    def _own_first(self, pack: PackTensors, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
+        attention = self.layers[0].self_attn
+        z = self.fc(pack.aux.to(self.fc.weight.dtype))
+        a = self._inputs(pack, columns.token_C + 1, z)
+        key = rotate(attention.heads(attention.k_proj, a), *self._rotation(columns.position_C, z))
+        return z, key, attention.heads(attention.v_proj, a)
+
+    def _unroll(self, pack: PackTensors, piece: Piece, z: Tensor, k_first: Tensor, v_first: Tensor) -> list[Tensor]:
+        """States ``[N, H]``, not normalised, of a piece's live columns after each unrolled step.
+
+        Args:
+            z: of the piece's columns, before the first step.
+            k_first, v_first: the first step's, of the piece's keys.
+        """
+        made: list[tuple[np.ndarray, Tensor, Tensor]] = []
+        states: list[Tensor] = []
+        sight: Sight | None = None
+        for step, rows in enumerate(piece.steps):
+            if rows.kept_N is not None:
+                z = z[torch.from_numpy(rows.kept_N).to(z.device)]
+            if sight is None or rows.kept_N is not None:
+                sight = Sight(torch.from_numpy(rows.row_N).to(z.device), piece.samples)
+            z, key, value = self._saving(
+                Recompute.ALL, self._step, step, pack, rows, z, k_first, v_first, tuple(made), sight
+            )
             if step:
-                kept = torch.searchsorted(rows, columns.live(step))
-                rows, z = rows[kept], z[kept]
-                a = self._inputs(pack, columns.token_R[rows] + 1 + step, z)
-            cos_sin = config.rope.rotation(columns.position_R[rows] + step, dtype)
-            if step:
-                key = rotate(attention.heads(attention.k_proj, a), cos_sin)
-                own_k = torch.cat([own_k[:, kept], key[None]])
-                own_v = torch.cat([own_v[:, kept], attention.heads(attention.v_proj, a)[None]])
-            query = rotate(attention.heads(attention.q_proj, a), cos_sin)
-            mixed = LiveAttention.apply(query, k_first, v_first, own_k, own_v, rows, columns.samples)
-            u = z + attention.o_proj(mixed.flatten(1))
-            z = u + layer.mlp(layer.post_attention_layernorm(u))
-            target = columns.target_KR[step, rows]
-            learns = (target >= 0).nonzero().flatten()
-            states.append(self.norm(z[learns]))
-            targets.append(target[learns])
-            steps.append(torch.full_like(learns, step))
-            tokens.append(columns.token_R[rows[learns]])
-        return Unrolled(torch.cat(states), torch.cat(targets), torch.cat(steps), torch.cat(tokens))
+                made.append((rows.live_N, key, value))
+            states.append(z)
+        return states
 
-    def _inputs(self, pack: PackTensors, token: Tensor, z: Tensor) -> Tensor:
+    def _step(
+        self,
+        step: int,
+        pack: PackTensors,
+        rows: StepRows,
+        z: Tensor,
+        k_first: Tensor,
+        v_first: Tensor,
+        made: tuple[tuple[np.ndarray, Tensor, Tensor], ...],
+        sight: Sight,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One unrolled step of the live columns: their new states ``[N, H]``, and the step's keys and values.
+
+        Args:
+            made: live columns, keys and values of each later step before this one.
+        """
+        query, key, value = self._saving(Recompute.ALL_BUT_ATTENTION, self._project, step, pack, rows, z)
+        if step:
+            made = (*made, (rows.live_N, key, value))
+        own = [Own(k, v, _index(live, rows.live_N, z.device)) for live, k, v in made]
+        mixed = attend(query, k_first, v_first, own, sight)
+        return self._saving(Recompute.ALL_BUT_ATTENTION, self._finish, z, mixed), key, value
+
+    def _project(self, step: int, pack: PackTensors, rows: StepRows, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of a step; of the first one, keys and values are there already."""
+        attention = self.layers[0].self_attn
+        a = self._inputs(pack, rows.token_N + 1 + step, z)
+        cos, sin = self._rotation(rows.position_N + step, z)
+        query = rotate(attention.heads(attention.q_proj, a), cos, sin)
+        if not step:
+            return query, query[:0], query[:0]
+        key = rotate(attention.heads(attention.k_proj, a), cos, sin)
+        return query, key, attention.heads(attention.v_proj, a)
+
+    def _finish(self, z: Tensor, mixed: Tensor) -> Tensor:
+        """What follows attention."""
+        layer = self.layers[0]
+        u = z + layer.self_attn.o_proj(mixed.flatten(1))
+        return u + layer.mlp(layer.post_attention_layernorm(u))
+
+    def _inputs(self, pack: PackTensors, token: np.ndarray, z: Tensor) -> Tensor:
         """``[N, 2H]``: embedding of the tokens that the columns read, and their states, both normalised."""
         layer = self.layers[0]
+        ids = pack.input_ids[torch.from_numpy(token).to(z.device)]
         table = self.embed_tokens.weight if self.embedding is None else self.embedding
-        embedded = F.embedding(pack.input_ids[token], table).to(z.dtype)
+        embedded = F.embedding(ids, table).to(z.dtype)
         return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(z)], -1)
 
+    def _rotation(self, position: np.ndarray, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine at these positions, on the device of ``z``, in float32 or wider."""
+        return self.config.rope.rotation(torch.from_numpy(position).to(z.device), wider(z.dtype))
 
-def rotate(x_NHD: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding (arXiv:2104.09864) of halves, as Llama does it."""
-    cos, sin = cos_sin
-    first, second = x_NHD.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    def _saving(self, mode: Recompute, part: Callable[..., Any], *args: Any) -> Any:
+        """Run a part; where this is the mode, keep only its inputs for the backward pass, and run it again there."""
+        if self.recompute is not mode or not torch.is_grad_enabled():
+            return part(*args)
+        return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _index(there: np.ndarray, wanted: np.ndarray, device: torch.device) -> Tensor | None:
+    """Where the wanted ones of some ascending columns stand; None if they are all of them."""
+    if len(there) == len(wanted):
+        return None
+    return torch.from_numpy(np.searchsorted(there, wanted)).to(device)

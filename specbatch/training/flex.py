@@ -1,0 +1,188 @@
+"""The attention of `attention` on a GPU: FlexAttention over the first step's keys, own keys merged in afterwards.
+
+Live columns are gathered rows, so a causal mask over row numbers would be wrong, and none at all would cost the flash
+kernel. The mask speaks of positions instead: query ``n`` sees the keys from ``start[n]`` to ``row[n]``. Blocks that no
+query of a block sees are skipped, and blocks that all of them see need no mask.
+
+FlexAttention gives its log-sum-exp along with the output, and takes a gradient for both; with it, the few own keys join
+the same softmax exactly (`Merge`). Sizes are dynamic: one compilation serves packs of all sizes.
+
+This never ran on a GPU: the machines that it was made on have none. What was tested on a CPU: the block mask, the
+forward pass, compiled and not, against `blockwise`, and `Merge` with its gradient against dense attention.
+FlexAttention has no backward pass on a CPU.
+
+Shapes: as in `attention`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from specbatch.training.attention import Own, Sight
+from specbatch.training.fused import Fused
+
+BLOCK = 128
+"""Queries and keys of a block."""
+
+_compiled = torch.compile(flex_attention, dynamic=True)
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Sight], tuple[Tensor, Tensor]]
+
+
+def attend(
+    q_NHD: Tensor, k_RGD: Tensor, v_RGD: Tensor, own: Sequence[Own], sight: Sight, *, prefix: Kernel | None = None
+) -> Tensor:
+    """As `attention.attend`.
+
+    Args:
+        prefix: attention over the first step's keys alone: output ``[N, H, D]`` and log-sum-exp ``[N, H]``, both
+            differentiable; FlexAttention's if not given.
+    """
+    out, lse = (prefix or flex_prefix)(q_NHD, k_RGD, v_RGD, sight)
+    if not own:
+        return out
+    own_keys, own_values = [step.key_MGD for step in own], [step.value_MGD for step in own]
+    return Merge.apply(q_NHD, out, lse, [step.index_N for step in own], *own_keys, *own_values)
+
+
+def flex_prefix(
+    q_NHD: Tensor, k_RGD: Tensor, v_RGD: Tensor, sight: Sight, *, kernel: Callable[..., Tensor] = _compiled
+) -> tuple[Tensor, Tensor]:
+    """FlexAttention over the first step's keys.
+
+    Args:
+        kernel: FlexAttention, compiled or not.
+    """
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_NHD, k_RGD, v_RGD))
+    out, aux = kernel(
+        q, k, v, block_mask=block_mask(sight, k_RGD.shape[0]), enable_gqa=True, return_aux=AuxRequest(lse=True)
+    )
+    return out[0].transpose(0, 1), aux.lse[0].transpose(0, 1)
+
+
+def block_mask(sight: Sight, keys: int) -> BlockMask:
+    """Which keys each query sees, without anything of the size of queries times keys.
+
+    Args:
+        keys: ``R``.
+    """
+    row, start = sight.row_N, sight.starts
+    count = len(row)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (start[query] <= key) & (key <= row[query])
+
+    # Rows and starts both ascend, so the first and the last query of a block bound what it sees.
+    first = torch.arange(0, count, BLOCK, device=row.device)
+    last = (first + BLOCK).clamp(max=count) - 1
+    block = torch.arange(-(-keys // BLOCK), device=row.device)
+    some = (start[first, None] // BLOCK <= block) & (block <= row[last, None] // BLOCK)
+    whole = (start[last, None] <= block * BLOCK) & (block * BLOCK + BLOCK - 1 <= row[first, None])
+    partial_count, partial = _listed(some & ~whole)
+    whole_count, wholes = _listed(whole)
+    return BlockMask.from_kv_blocks(
+        partial_count, partial, whole_count, wholes, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(count, keys)
+    )
+
+
+class Merge(torch.autograd.Function):
+    """Join own keys to attention over others, by its log-sum-exp, as if all had been in one softmax."""
+
+    @staticmethod
+    def forward(ctx, q_NHD: Tensor, out_NHD: Tensor, lse_NH: Tensor, indices: list[Tensor | None], *own: Tensor):
+        """Own keys of all later steps come first, then their values."""
+        steps = len(indices)
+        own_k, own_v = own[:steps], own[steps:]
+        scores = [own_score(q_NHD, _take(k, index)) for k, index in zip(own_k, indices, strict=True)]
+        total = torch.stack([lse_NH.to(scores[0].dtype), *scores]).logsumexp(0)
+        mixed = weighted(out_NHD, (lse_NH - total).exp())
+        for v, index, score in zip(own_v, indices, scores, strict=True):
+            mixed += weighted(_take(v, index), (score - total).exp(), q_NHD.shape[1])
+        merged = mixed.to(q_NHD.dtype)
+        ctx.save_for_backward(q_NHD, out_NHD, lse_NH, total, merged, *own)
+        ctx.indices = indices
+        return merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_NHD: Tensor):
+        q, out, lse, total, merged, *own = ctx.saved_tensors
+        steps = len(ctx.indices)
+        heads, dtype = q.shape[1], q.dtype
+        delta = dot(grad_NHD, merged)
+        weight = (lse - total).exp()
+        d_out = weighted(grad_NHD, weight).to(out.dtype)
+        d_lse = ((dot(grad_NHD, out) - delta) * weight).to(lse.dtype)
+        d_q = torch.zeros_like(q, dtype=total.dtype)
+        d_own: list[Tensor] = []
+        for k, v, index in zip(own[:steps], own[steps:], ctx.indices, strict=True):
+            key, value = _take(k, index), _take(v, index)
+            own_weight = (own_score(q, key) - total).exp()
+            d_score = (dot(grad_NHD, value) - delta) * own_weight / math.sqrt(q.shape[-1])
+            d_q += weighted(key, d_score, heads)
+            d_own.append(_give(k, index, of_group(q, d_score, k.shape[1]).to(k.dtype)))
+            d_own.append(_give(v, index, of_group(grad_NHD, own_weight, v.shape[1]).to(v.dtype)))
+        return d_q.to(dtype), d_out, d_lse, None, *d_own[::2], *d_own[1::2]
+
+
+@Fused
+def dot(a_NHD: Tensor, b: Tensor) -> Tensor:
+    """``[N, H]``, float32 or wider: products of vectors; those of ``b [N, G or H, D]`` serve ``H // G`` heads each."""
+    wide = torch.promote_types(a_NHD.dtype, torch.float32)
+    count, heads, width = a_NHD.shape
+    grouped = a_NHD.to(wide).reshape(count, b.shape[1], heads // b.shape[1], width)
+    return (grouped * b.to(wide)[:, :, None]).sum(-1).reshape(count, heads)
+
+
+@Fused
+def own_score(q_NHD: Tensor, key_NGD: Tensor) -> Tensor:
+    """``[N, H]``, float32 or wider: scaled scores of each column's query heads with a key of its own."""
+    wide = torch.promote_types(q_NHD.dtype, torch.float32)
+    count, heads, width = q_NHD.shape
+    groups = key_NGD.shape[1]
+    grouped = q_NHD.to(wide).reshape(count, groups, heads // groups, width)
+    return (grouped * key_NGD.to(wide)[:, :, None]).sum(-1).reshape(count, heads) / math.sqrt(width)
+
+
+@Fused
+def weighted(x: Tensor, weight_NH: Tensor, heads: int | None = None) -> Tensor:
+    """``[N, H, D]``, float32 or wider: vectors ``[N, G or H, D]``, each times the weight of the heads that it serves.
+
+    Args:
+        heads: ``H``; as many as vectors where not given.
+    """
+    count, groups, width = x.shape
+    each = (heads or groups) // groups
+    weight = weight_NH.reshape(count, groups, each, 1)
+    return (x.to(weight.dtype)[:, :, None] * weight).reshape(count, groups * each, width)
+
+
+@Fused
+def of_group(x_NHD: Tensor, weight_NH: Tensor, groups: int) -> Tensor:
+    """``[N, G, D]``, float32 or wider: weighted sums over the query heads of each key head."""
+    count, heads, width = x_NHD.shape
+    weight = weight_NH.reshape(count, groups, heads // groups, 1)
+    return (x_NHD.to(weight.dtype).reshape(count, groups, heads // groups, width) * weight).sum(2)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each row of a table chooses, and which: those first, then the others."""
+    order = torch.argsort(chosen.to(torch.int8), dim=-1, descending=True, stable=True).to(torch.int32)
+    return chosen.sum(-1, dtype=torch.int32)[None, None], order[None, None].contiguous()
+
+
+def _take(own_MGD: Tensor, index_N: Tensor | None) -> Tensor:
+    return own_MGD if index_N is None else own_MGD[index_N]
+
+
+def _give(own_MGD: Tensor, index_N: Tensor | None, gradient: Tensor) -> Tensor:
+    """The reverse of `_take`, for gradients."""
+    if index_N is None:
+        return gradient
+    return torch.zeros_like(own_MGD).index_copy_(0, index_N, gradient)
