@@ -7,8 +7,10 @@ computed, and the trainer knows from it how many rows it must get. Only numpy is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 BYTES_PER_VALUE = 2
 """Hidden states travel as bfloat16."""
@@ -43,6 +45,8 @@ class CaptureContract:
         Returns:
             int64 ``[rows]`` for each tensor, ascending; both empty where nothing can be learnt.
         """
+        import numpy as np
+
         target = np.flatnonzero(loss_mask[2:]) + 1
         columns = target[-1] if target.size else 0
         return {"aux": np.arange(columns, dtype=np.int64), "last": target.astype(np.int64)}

@@ -87,7 +87,7 @@ def train(run_dir: RunDir, attempt: int) -> None:
         last_step=last_step,
         device=cpu.local_device(),
         share=Share(rank % together, together),
-        part=partial(part_of, contract=contract, ttt_steps=config.draft.ttt_steps) if together > 1 else None,
+        part=partial(part_of, ttt_steps=config.draft.ttt_steps) if together > 1 else None,
     )
     heldout = None
     if plan.heldout:

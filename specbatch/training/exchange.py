@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -15,12 +14,12 @@ from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
 
-def of_all_ranks(own: Tensor, rows_of_ranks: Sequence[np.ndarray], group: dist.ProcessGroup) -> Tensor:
+def of_all_ranks(own: Tensor, rows_of_ranks: Sequence[Tensor], group: dist.ProcessGroup) -> Tensor:
     """Bring the columns of all ranks together; differentiable, the gradient of a column is the sum over ranks.
 
     Args:
         own: ``[C, ...]``, of this rank's columns.
-        rows_of_ranks: for each rank of the group, which of the ``R`` rows its columns are.
+        rows_of_ranks: int64, for each rank of the group, which of the ``R`` rows its columns are.
 
     Returns:
         ``[R, ...]``, the same on all ranks.
@@ -28,7 +27,7 @@ def of_all_ranks(own: Tensor, rows_of_ranks: Sequence[np.ndarray], group: dist.P
     most = max(len(rows) for rows in rows_of_ranks)
     padded = F.pad(own, (0, 0) * (own.ndim - 1) + (0, most - len(own)))
     gathered = all_gather_tensor_autograd(padded.contiguous(), 0, group)
-    where = np.empty(sum(len(rows) for rows in rows_of_ranks), dtype=np.int64)
+    where = torch.empty(sum(map(len, rows_of_ranks)), dtype=torch.int64)
     for rank, rows in enumerate(rows_of_ranks):
-        where[rows] = rank * most + np.arange(len(rows))
-    return gathered[torch.from_numpy(where).to(own.device)]
+        where[rows] = rank * most + torch.arange(len(rows))
+    return gathered[where.to(own.device)]

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from specbatch.capture import CaptureContract
@@ -77,7 +76,7 @@ class Prefetcher:
         last_step: int,
         device: torch.device,
         share: Share,
-        part: Callable[[np.ndarray, tuple[int, ...], Share], dict[str, np.ndarray]] | None,
+        part: Callable[[torch.Tensor, tuple[int, ...], Share], dict[str, torch.Tensor]] | None,
     ) -> None:
         self._share, self._part = share, part
         self._client, self._store, self._rendezvous = client, store, rendezvous
@@ -171,7 +170,7 @@ class Prefetcher:
         """The rows of this rank's share: few runs of neighbours, so that each is one copy."""
         if self._part is None:
             return {name: [view] for name, view in views.items()}
-        chosen = self._part(rows.loss_mask, rows.lengths, self._share)
+        chosen = self._part(torch.from_numpy(rows.loss_mask), rows.lengths, self._share)
         return {name: [view[first:end] for first, end in runs(chosen[name])] for name, view in views.items()}
 
     def _after(self, step: int, index: int) -> _Held | None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,11 +25,12 @@ from specbatch.training.memory import chunk_positions
 
 @dataclass(frozen=True)
 class Landing:
-    """Which rows of an unrolled step learn, and from which target positions. Both are int64, strictly ascending."""
+    """Which rows of an unrolled step learn, and from which target positions. Both are int64, strictly ascending,
+    on the host."""
 
-    row_M: np.ndarray
+    row_M: Tensor
     """Rows of the step's states."""
-    target_M: np.ndarray
+    target_M: Tensor
     """Rows of the target's states."""
 
 
@@ -102,7 +102,7 @@ def _distill(
     gpu = device.type != "cpu"
     factor = head.dtype if gpu else wide
     size = chunk_positions(len(head), len(landings), gpu=gpu, wide=wide.itemsize, factor=factor.itemsize)
-    ends = [landing.target_M[[0, -1]] for landing in landings if len(landing.target_M)]
+    ends = [landing.target_M[[0, -1]].tolist() for landing in landings if len(landing.target_M)]
     for first in range(min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1, size):
         last = heads.last_PH[first : first + size]
         truth = product(last.to(heads.target_VH.dtype), heads.target_VH.T).softmax(-1)
@@ -111,12 +111,12 @@ def _distill(
         states: list[Tensor] = []
         d_logits: list[Tensor] = []
         for step, landing in enumerate(landings):
-            part = slice(*np.searchsorted(landing.target_M, [first, first + size]))
+            part = slice(*torch.searchsorted(landing.target_M, torch.tensor([first, first + size])).tolist())
             count = part.stop - part.start
             if not count:
                 continue
-            row = torch.from_numpy(landing.row_M[part]).to(device)
-            here = torch.from_numpy(landing.target_M[part] - first).to(device)
+            row = landing.row_M[part].to(device)
+            here = (landing.target_M[part] - first).to(device)
             state = states_NH[step][row]
             logits = product(rms_norm(state, heads.norm_H, heads.eps), head.T)
             all_here = count == len(truth)

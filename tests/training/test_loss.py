@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +36,7 @@ class GoodDraft:
         wide = torch.promote_types(self.head.dtype, torch.float32)
         d_head = None if frozen else torch.zeros_like(self.head, dtype=wide)
         gradients = Gradients(d_head, torch.zeros(WIDTH, dtype=wide))
-        rows = np.arange(POSITIONS)
+        rows = torch.arange(POSITIONS)
         heads = Heads(self.head, self.norm, EPS, self.target_head, self.last)
         distill([self.state], [Landing(rows, rows)], heads, torch.ones(1), gradients)
         return [*([] if d_head is None else [d_head]), gradients.norm_H, *gradients.states]

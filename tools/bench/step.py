@@ -16,31 +16,19 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2])]  # so that a checkout and torch are enough
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What the step needs to know of a target and its draft."""
-
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    draft_vocab: int
-
-
 SHAPES = {
-    "smollm2": Shape(576, 1536, 9, 3, 64, 49152, 8192),
-    "llama-3.1-8b": Shape(4096, 14336, 32, 8, 128, 128256, 32000),
-    "qwen3-8b": Shape(4096, 12288, 32, 8, 128, 151936, 32000),
-    "kimi-k2.5": Shape(7168, 18432, 64, 8, 128, 163840, 163840),
+    "smollm2": (576, 1536, 9, 3, 64, 49152, 8192),
+    "llama-3.1-8b": (4096, 14336, 32, 8, 128, 128256, 32000),
+    "qwen3-8b": (4096, 12288, 32, 8, 128, 151936, 32000),
+    "kimi-k2.5": (7168, 18432, 64, 8, 128, 163840, 163840),
 }
+"""Arguments of `specbatch.training.memory.Shape`: target and draft."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 """Dense bfloat16, as the vendors state them; on other devices a large matrix product is measured instead."""
 
@@ -49,13 +37,15 @@ def main() -> None:
     options = parse()
     if options.only:
         print(json.dumps(measure(options)))
-        return
-    results = {}
-    for only in ("ours", "plain"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", only]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results[only] = json.loads(done.stdout.splitlines()[-1])
-    ours, plain = results["ours"], results["plain"]
+    elif options.scaling:
+        scale(options)
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Ours and the published algorithm, one after the other."""
+    ours, plain = run("ours"), run("plain")
     print(f"{options.shape}, {ours['tokens']} tokens, {ours['loss_share']:.0%} of them in the loss, "
           f"{options.ttt_steps} unrolled steps, {ours['device']}, {ours['dtype']}")  # fmt: skip
     for name, row in (("specbatch", ours), ("published algorithm", plain)):
@@ -63,14 +53,38 @@ def main() -> None:
               f"{row['peak_bytes'] / 2**20:8.0f} MiB")  # fmt: skip
     ratio = ours["tokens_per_s"] / plain["tokens_per_s"]
     memory = ours["peak_bytes"] / plain["peak_bytes"]
-    print(f"  {ratio:.2f} times as fast in {memory:.2f} of its memory; losses differ by "
-          f"{abs(ours['loss'] / plain['loss'] - 1):.1e}")  # fmt: skip
+    print(f"  {ratio:.2f} times as fast in {memory:.2f} of its memory ({ours['predicted_bytes'] / 2**20:.0f} MiB by "
+          f"formula); losses differ by {abs(ours['loss'] / plain['loss'] - 1):.1e}")  # fmt: skip
     print(json.dumps({
         "shape": options.shape, "tokens": ours["tokens"], "loss_fraction": ours["loss_share"], "device": ours["device"],
         "tokens_per_s": ours["tokens_per_s"], "plain_tokens_per_s": plain["tokens_per_s"], "ratio": ratio,
         "peak_bytes": ours["peak_bytes"], "plain_peak_bytes": plain["peak_bytes"],
-        "share_of_peak": ours["share_of_peak"], "loss": ours["loss"], "plain_loss": plain["loss"],
+        "predicted_bytes": ours["predicted_bytes"], "share_of_peak": ours["share_of_peak"],
+        "plain_share_of_peak": plain["share_of_peak"], "loss": ours["loss"], "plain_loss": plain["loss"],
     }))  # fmt: skip
+
+
+def scale(options: argparse.Namespace) -> None:
+    """Ours alone, from 1k tokens to as many as asked for: samples stay as long, so attention costs the same a token."""
+    sizes = [1 << n for n in range(10, options.tokens.bit_length())]
+    rows = [run("ours", "--tokens", str(tokens)) for tokens in sizes]
+    for row in rows:
+        print(f"{row['tokens']:8} tokens  {row['tokens_per_s']:10.0f} tokens/s  "
+              f"{row['operations'] / row['tokens'] / 1e6:8.1f} million operations a token  "
+              f"{row['peak_bytes'] / 2**20:8.0f} MiB")  # fmt: skip
+    print(json.dumps({
+        "shape": options.shape, "device": rows[0]["device"], "tokens": sizes,
+        "tokens_per_s": [row["tokens_per_s"] for row in rows],
+        "operations_per_token": [row["operations"] / row["tokens"] for row in rows],
+        "peak_bytes": [row["peak_bytes"] for row in rows],
+    }))  # fmt: skip
+
+
+def run(only: str, *more: str) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], *more, "--only", only]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def parse() -> argparse.Namespace:
@@ -84,6 +98,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, else bfloat16")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--repeat", type=int, default=3, help="steps that are timed; the fastest counts")
+    parser.add_argument("--columns-at-once", type=int, help="as training.columns_at_once")
+    parser.add_argument("--recompute", choices=("none", "all_but_attention", "all"), default="none")
+    parser.add_argument("--scaling", action="store_true", help="instead: ours from 1k tokens to --tokens, doubling")
     parser.add_argument("--only", choices=("ours", "plain"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -107,21 +124,20 @@ def conversations(tokens: int, mean: int, fraction: float) -> list[list[bool]]:
 
 def measure(options: argparse.Namespace) -> dict[str, float | str]:
     """Time one implementation in this process."""
-    import numpy as np
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from specbatch.capture import CaptureContract
-    from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config
-    from specbatch.training.drafts.pack import PackTensors
+    from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config, Recompute
+    from specbatch.training.drafts.pack import WHOLE, PackTensors, part_of
     from specbatch.training.drafts.rope import Rope
+    from specbatch.training.memory import Shape, Work, default_columns_at_once, step_bytes
     from tools.bench.plain_eagle3 import plain_step
 
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
-    shape = SHAPES[options.shape]
+    shape = Shape(*SHAPES[options.shape])
     contract = CaptureContract((0, 1, 2), shape.hidden)
     config = Eagle3Config(
         hidden_size=shape.hidden,
@@ -144,15 +160,18 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
     draft.initialize(0, random(shape.vocab, shape.hidden), random(shape.vocab, shape.hidden) * 0.05)
     draft.to(device, dtype)
     draft.attach(draft.embedding.to(device), draft.target_head.to(device, dtype))
-    masks = [np.array(m) for m in conversations(options.tokens, options.mean_length, options.loss_fraction)]
-    states = [(random(m.size, 3 * shape.hidden), random(m.size, shape.hidden)) for m in masks]
-    rows = [contract.rows(m) for m in masks]
+    draft.recompute = Recompute(options.recompute)
+    draft.columns_at_once = options.columns_at_once or default_columns_at_once(gpu=device.type != "cpu")
+    masks = [torch.tensor(mask) for mask in conversations(options.tokens, options.mean_length, options.loss_fraction)]
+    states = [(random(len(mask), 3 * shape.hidden), random(len(mask), shape.hidden)) for mask in masks]
+    lengths, loss_mask = tuple(map(len, masks)), torch.cat(masks)
+    rows = [part_of(mask, (len(mask),), WHOLE, options.ttt_steps) for mask in masks]
     pack = PackTensors(
         input_ids=torch.randint(shape.vocab, (options.tokens,), generator=generator).to(device),
-        loss_mask=torch.from_numpy(np.concatenate(masks)).to(device),
-        lengths=tuple(m.size for m in masks),
-        aux=torch.cat([s[0][torch.from_numpy(r["aux"])] for s, r in zip(states, rows, strict=True)]).to(device),
-        last=torch.cat([s[1][torch.from_numpy(r["last"])] for s, r in zip(states, rows, strict=True)]).to(device),
+        loss_mask=loss_mask,
+        lengths=lengths,
+        aux=torch.cat([aux[r["aux"]] for (aux, _), r in zip(states, rows, strict=True)]).to(device),
+        last=torch.cat([last[r["last"]] for (_, last), r in zip(states, rows, strict=True)]).to(device),
     )
     states = [(aux.to(device), last.to(device)) for aux, last in states]
     weights = 0.8 ** torch.arange(options.ttt_steps, device=device, dtype=torch.float32) / options.tokens
@@ -164,6 +183,12 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
         loss.backward()
         return loss.item()
 
+    work = Work(
+        tokens=options.tokens, ttt_steps=options.ttt_steps, columns_at_once=draft.columns_at_once,
+        recompute=options.recompute, value_bytes=dtype.itemsize, gpu=device.type != "cpu",
+    )  # fmt: skip
+    # Sums become gradients, but for that of the first projection, which is made apart.
+    first_gradient = shape.first * dtype.itemsize
     cuda = device.type == "cuda"
     before = 0 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     if cuda:
@@ -178,18 +203,41 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begun)
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    with FlopCounterMode(display=False) as counter:
+    with operations() as counter:
         step()
     return {
         "tokens": options.tokens,
-        "loss_share": float(np.concatenate(masks).mean()),
+        "loss_share": loss_mask.float().mean().item(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
         "dtype": str(dtype).removeprefix("torch."),
         "loss": loss,
         "tokens_per_s": options.tokens / best,
-        "share_of_peak": counter.get_total_flops() / best / peak_flops(device, dtype),
+        "operations": counter.total,
+        "share_of_peak": counter.total / best / peak_flops(device, dtype),
         "peak_bytes": peak - before,
+        "predicted_bytes": sum(step_bytes(shape, work).values()) + first_gradient,
     }
+
+
+def operations():
+    """Counts floating point operations. torch's own counter follows modules, too, and then fails within a gradient."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import addmm_flop, flop_registry
+
+    class Operations(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            packet = func._overloadpacket
+            count = addmm_flop if packet is torch.ops.aten.addmm_ else flop_registry.get(packet)
+            if count is not None:
+                self.total += count(*args, **(kwargs or {}), out_val=result)
+            return result
+
+    import torch
+
+    return Operations()
 
 
 def peak_flops(device, dtype) -> float:

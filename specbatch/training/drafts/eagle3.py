@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -258,12 +257,12 @@ class Eagle3(nn.Module):
         result = torch.zeros(2, self.config.ttt_steps, dtype=wider(z.dtype), device=z.device)
         proposed = self.draft_ids.new_full((self.config.ttt_steps, pack.input_ids.shape[0]), -1)
         for piece in cut(columns, self.columns_at_once):
-            chosen = torch.from_numpy(piece.columns).to(z.device)
+            chosen = piece.columns.to(z.device)
             states = self._unroll(pack, piece, z[chosen], k_first[piece.keys], v_first[piece.keys])
             guesses: list[Tensor] = []
             result += distill(states, piece.landings, self._heads(pack), weights, guesses=guesses)
             for step, rows in enumerate(piece.steps):
-                token = torch.from_numpy(rows.token_N[rows.learns_M]).to(z.device)
+                token = rows.token_N[rows.learns_M].to(z.device)
                 proposed[step, token] = self.draft_ids.index_select(0, guesses[step])
         return result, proposed
 
@@ -272,7 +271,7 @@ class Eagle3(nn.Module):
 
     def _first(self, pack: PackTensors) -> tuple[Columns, Tensor, Tensor, Tensor]:
         """States ``[C, H]`` before the first step, and its keys and values ``[R, G, D]`` of all ranks' columns."""
-        columns = locate(pack, self.config.contract, self.config.ttt_steps)
+        columns = locate(pack, self.config.ttt_steps)
         z, key, value = self._saving(Recompute.ALL, self._own_first, pack, columns)
         if pack.share.ranks == 1 or not columns.samples:
             return columns, z, key, value
@@ -295,14 +294,14 @@ class Eagle3(nn.Module):
             z: of the piece's columns, before the first step.
             k_first, v_first: the first step's, of the piece's keys.
         """
-        made: list[tuple[np.ndarray, Tensor, Tensor]] = []
+        made: list[tuple[Tensor, Tensor, Tensor]] = []
         states: list[Tensor] = []
         sight: Sight | None = None
         for step, rows in enumerate(piece.steps):
             if rows.kept_N is not None:
-                z = z[torch.from_numpy(rows.kept_N).to(z.device)]
+                z = z[rows.kept_N.to(z.device)]
             if sight is None or rows.kept_N is not None:
-                sight = Sight(torch.from_numpy(rows.row_N).to(z.device), piece.samples)
+                sight = Sight(rows.row_N.to(z.device), piece.samples)
             z, key, value = self._saving(
                 Recompute.ALL, self._step, step, pack, rows, z, k_first, v_first, tuple(made), sight
             )
@@ -319,7 +318,7 @@ class Eagle3(nn.Module):
         z: Tensor,
         k_first: Tensor,
         v_first: Tensor,
-        made: tuple[tuple[np.ndarray, Tensor, Tensor], ...],
+        made: tuple[tuple[Tensor, Tensor, Tensor], ...],
         sight: Sight,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One unrolled step of the live columns: their new states ``[N, H]``, and the step's keys and values.
@@ -351,17 +350,17 @@ class Eagle3(nn.Module):
         u = z + layer.self_attn.o_proj(mixed.flatten(1))
         return u + layer.mlp(layer.post_attention_layernorm(u))
 
-    def _inputs(self, pack: PackTensors, token: np.ndarray, z: Tensor) -> Tensor:
+    def _inputs(self, pack: PackTensors, token: Tensor, z: Tensor) -> Tensor:
         """``[N, 2H]``: embedding of the tokens that the columns read, and their states, both normalised."""
         layer = self.layers[0]
-        ids = pack.input_ids[torch.from_numpy(token).to(z.device)]
+        ids = pack.input_ids[token.to(z.device)]
         table = self.embed_tokens.weight if self.embedding is None else self.embedding
         embedded = F.embedding(ids, table).to(z.dtype)
         return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(z)], -1)
 
-    def _rotation(self, position: np.ndarray, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, position: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine at these positions, on the device of ``z``, in float32 or wider."""
-        return self.config.rope.rotation(torch.from_numpy(position).to(z.device), wider(z.dtype))
+        return self.config.rope.rotation(position.to(z.device), wider(z.dtype))
 
     def _saving(self, mode: Recompute, part: Callable[..., Any], *args: Any) -> Any:
         """Run a part; where this is the mode, keep only its inputs for the backward pass, and run it again there."""
@@ -370,8 +369,8 @@ class Eagle3(nn.Module):
         return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def _index(there: np.ndarray, wanted: np.ndarray, device: torch.device) -> Tensor | None:
+def _index(there: Tensor, wanted: Tensor, device: torch.device) -> Tensor | None:
     """Where the wanted ones of some ascending columns stand; None if they are all of them."""
     if len(there) == len(wanted):
         return None
-    return torch.from_numpy(np.searchsorted(there, wanted)).to(device)
+    return torch.searchsorted(there, wanted).to(device)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from specbatch.training.drafts.pack import Columns
 from specbatch.training.loss import Landing
@@ -16,21 +17,21 @@ from specbatch.training.loss import Landing
 
 @dataclass(frozen=True)
 class StepRows:
-    """The ``N`` columns of a piece that an unrolled step computes. All arrays are int64."""
+    """The ``N`` columns of a piece that an unrolled step computes. All tensors are int64, on the host."""
 
-    live_N: np.ndarray
+    live_N: Tensor
     """Which of the piece's columns they are, ascending."""
-    kept_N: np.ndarray | None
+    kept_N: Tensor | None
     """Which of the step before's they are; None: all of them."""
-    row_N: np.ndarray
+    row_N: Tensor
     """Which of the piece's keys is each column's own."""
-    position_N: np.ndarray
+    position_N: Tensor
     """Position in the sample."""
-    token_N: np.ndarray
+    token_N: Tensor
     """Index into the pack's ``input_ids`` of the token at that position."""
-    learns_M: np.ndarray
+    learns_M: Tensor
     """Which of them learn, ascending."""
-    target_M: np.ndarray
+    target_M: Tensor
     """And from which row of the pack's ``last``, ascending."""
 
 
@@ -38,7 +39,7 @@ class StepRows:
 class Piece:
     """Neighbouring live columns, and the first step's keys that they see."""
 
-    columns: np.ndarray
+    columns: Tensor
     """int64: which of the share's columns they are, ascending."""
     keys: slice
     """Of the pack's columns."""
@@ -58,27 +59,29 @@ def cut(columns: Columns, size: int) -> Iterator[Piece]:
     Args:
         size: most columns of a piece.
     """
-    live = np.flatnonzero((columns.target_KC >= 0).any(0))
-    for first in range(0, len(live), size):
-        yield _piece(columns, live[first : first + size])
+    live = (columns.target_KC >= 0).any(0).nonzero().flatten()
+    for chosen in live.split(size):
+        if len(chosen):
+            yield _piece(columns, chosen)
 
 
-def _piece(columns: Columns, chosen: np.ndarray) -> Piece:
+def _piece(columns: Columns, chosen: Tensor) -> Piece:
     row = columns.row_C[chosen]
-    seen = [sample for sample in columns.samples if sample[0] <= row[-1] and sample[1] > row[0]]
-    keys = slice(seen[0][0], int(row[-1]) + 1)
+    first_row, last_row = int(row[0]), int(row[-1])
+    seen = [sample for sample in columns.samples if sample[0] <= last_row and sample[1] > first_row]
+    keys = slice(seen[0][0], last_row + 1)
     samples = tuple((first - keys.start, min(end, keys.stop) - keys.start) for first, end in seen)
     target_KN = columns.target_KC[:, chosen]
     steps: list[StepRows] = []
     for step in range(len(target_KN)):
-        live = np.flatnonzero((target_KN[step:] >= 0).any(0))
+        live = (target_KN[step:] >= 0).any(0).nonzero().flatten()
         before = steps[-1].live_N if steps else live
         target = target_KN[step, live]
-        learns = np.flatnonzero(target >= 0)
+        learns = (target >= 0).nonzero().flatten()
         steps.append(
             StepRows(
                 live_N=live,
-                kept_N=None if len(live) == len(before) else np.searchsorted(before, live),
+                kept_N=None if len(live) == len(before) else torch.searchsorted(before, live),
                 row_N=row[live] - keys.start,
                 position_N=columns.position_C[chosen[live]],
                 token_N=columns.token_C[chosen[live]],
