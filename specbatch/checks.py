@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from specbatch.plan import Plan
 
 
-def check(config: Config) -> list[str]:
+def check(config: Config, *, new_run: bool = True) -> list[str]:
     """Check a configuration before a new run.
+
+    Args:
+        new_run: whether ``run.dir`` has to be free.
 
     Returns:
         warnings, to be shown and not to be stopped by.
@@ -35,7 +38,8 @@ def check(config: Config) -> list[str]:
     Raises:
         UserError: it can't work; the message begins with the key to change.
     """
-    _check_run_dir(config)
+    if new_run:
+        _check_run_dir(config)
     shape = read_target(config.target.path)
     _check_sglang(config)
     _check_tensor_parallel(config, shape)
@@ -79,7 +83,7 @@ def check_store(config: Config, plan: Plan, corpus: Corpus, contract: CaptureCon
     Raises:
         UserError: it does not.
     """
-    room, segment = _room(config)
+    room, segment = store_room(config)
     most = BYTES_PER_VALUE * sum(contract.widths.values())
     widest = BYTES_PER_VALUE * max(contract.widths.values())
 
@@ -297,7 +301,7 @@ def _advice(there: int, degree: int) -> str:
 
 
 def _warn_of_store(config: Config, shape: TargetShape) -> list[str]:
-    room, _ = _room(config)
+    room, _ = store_room(config)
     training = config.training
     tokens = training.packs_per_step * training.tokens_per_pack
     most = tokens * BYTES_PER_VALUE * (len(aux_layers(config, shape)) + 1) * shape.hidden
@@ -338,7 +342,7 @@ def _warn_of_warmup(config: Config, steps: int) -> list[str]:
     ]
 
 
-def _room(config: Config) -> tuple[int, int]:
+def store_room(config: Config) -> tuple[int, int]:
     """Bytes that can be planned to be in the store at once, and in one rank's part of it."""
     from specbatch.transfer.store import usable_bytes
 
@@ -348,7 +352,7 @@ def _room(config: Config) -> tuple[int, int]:
 
 def _enough(config: Config, needed: int) -> Bytes:
     """`store.bytes_per_rank` for so many bytes on a rank, in whole MiB."""
-    _, segment = _room(config)
+    _, segment = store_room(config)
     mebibytes = needed * config.store.bytes_per_rank / segment / (1 << 20)
     return Bytes((int(mebibytes) + 1) << 20)
 

@@ -19,13 +19,15 @@ from specbatch.verbs.evaluate import evaluate
 from specbatch.verbs.export import export
 from specbatch.verbs.logs import logs
 from specbatch.verbs.options import Verb, about
+from specbatch.verbs.plan import plan
 from specbatch.verbs.regenerate import regenerate
 from specbatch.verbs.run import resume, run
 from specbatch.verbs.status import status
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 VERBS: dict[str, Verb] = {
-    verb.__name__: verb for verb in (run, resume, status, logs, cancel, engine, data, regenerate, export, evaluate)
+    verb.__name__: verb
+    for verb in (plan, run, resume, status, logs, cancel, engine, data, regenerate, export, evaluate)
 }
 
 

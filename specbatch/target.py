@@ -237,6 +237,11 @@ def capture_contract(config: Config, shape: TargetShape) -> CaptureContract:
     return CaptureContract(aux_layers(config, shape), shape.hidden)
 
 
+def language_config(shape: TargetShape) -> dict[str, Any]:
+    """The part of config.json that describes the language model."""
+    return _text_config(_read_json(shape.path / "config.json") or {})
+
+
 def fingerprint(shape: TargetShape) -> str:
     """16 hexadecimal digits that tell this target from another: its config.json and its weights."""
     config = (shape.path / "config.json").read_bytes()

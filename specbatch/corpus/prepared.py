@@ -72,6 +72,15 @@ class Corpus:
         ids, mask = (self._row(i).column(name).chunk(0).flatten() for name in ("input_ids", "loss_mask"))
         return Sample(ids.to_numpy().copy(), mask.to_numpy(zero_copy_only=False))
 
+    def loss_masks(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The loss masks of samples one after the other, bool ``[tokens of all]``, and their lengths, int64 ``[S]``.
+
+        Args:
+            first: of the training data, or of the held-out data where these are theirs; ``end`` is the one after.
+        """
+        column = self._samples[first:end].column("loss_mask").combine_chunks()
+        return column.flatten().to_numpy(zero_copy_only=False), self.lengths[first:end]
+
     def place(self, i: int) -> str:
         """File and line that a sample comes from."""
         return str(self._row(i).column("place")[0])

@@ -221,7 +221,14 @@ class Engines:
         engine.claims.discard(manifest.claim)
         engine.packs += 1
         self._journal.changed()
-        self._journal.event("stored", engine=entry.engine, claim=entry.claim, pack=entry.id, bytes=stored)
+        self._journal.event(
+            "stored",
+            engine=entry.engine,
+            claim=entry.claim,
+            pack=entry.id,
+            bytes=stored,
+            seconds=round(now - entry.since_s, 3),
+        )
 
     def _blame(self, entry: Entry, why: str, fault: Fault, now: float) -> None:
         engine = entry.engine

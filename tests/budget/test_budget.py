@@ -1,0 +1,161 @@
+"""Counts against those of training itself, formulas against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from specbatch.budget import Known, budget
+from specbatch.budget.flops import DraftWidths, active_weights, draft_flops, engine_flops
+from specbatch.budget.pipeline import Layout, times
+from specbatch.budget.rates import Rate, Rates, covered
+from specbatch.budget.samples import costs_of
+from specbatch.budget.text import lines
+from specbatch.capture import CaptureContract
+from specbatch.config import Config, load_config
+from specbatch.errors import UserError
+from specbatch.target import read_target
+from specbatch.training.drafts.pack import PackTensors, locate, supervised_counts
+
+CONTRACT = CaptureContract((0, 1, 2), 4)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=14), min_size=1, max_size=5), st.integers(1, 4))
+def test_the_costs_of_many_samples_are_those_of_each(masks, ttt_steps):
+    costs = costs_of(np.concatenate([np.array(m) for m in masks]), np.array([len(m) for m in masks]), ttt_steps)
+    for i, mask in enumerate(masks):
+        rows = CONTRACT.rows(np.array(mask))
+        aux, last = rows["aux"].size, rows["last"].size
+        assert (costs.tokens_S[i], costs.loss_tokens_S[i]) == (len(mask), sum(mask))
+        assert (costs.columns_S[i], costs.targets_S[i]) == (aux, last)
+        read = [int(positions[-1]) + 1 for positions in rows.values() if positions.size]
+        assert costs.captured_S[i] == max(read, default=0)
+        assert costs.learning_KS[:, i].tolist() == supervised_counts(np.array(mask), ttt_steps).tolist()
+        empty = torch.empty(0, 1)
+        pack = PackTensors(
+            torch.zeros(len(mask), dtype=torch.int64), torch.tensor(mask), (len(mask),),
+            empty.expand(0, 1).new_empty(aux, 12), empty.new_empty(last, 4),
+        )  # fmt: skip
+        columns = locate(pack, CONTRACT, ttt_steps)
+        for k in range(ttt_steps):
+            live = columns.live(k)
+            assert costs.live_KS[k, i] == len(live)
+            assert costs.pairs_KS[k, i] == int((columns.position_R[live] + 1 + k).sum())
+
+
+def test_operations_of_a_draft_by_hand():
+    """Three tokens, all of them loss tokens: one target position, which column 0 learns from in the first step."""
+    costs = costs_of(np.array([True] * 3), np.array([3]), 2)
+    widths = DraftWidths(hidden=2, aux=6, query=4, key=2, intermediate=5, vocab=7)
+    first, key_value, layer, target, head, score = 6 * 2, 4 * 2 * 2, 4 * 4 + 4 * 2 + 3 * 2 * 5, 2 * 7, 2 * 7, 2 * 4
+    forward = 2 * (first + key_value + layer + target + head + score)
+    assert draft_flops(widths, costs, backward=False).tolist() == [forward]
+    backward = 2 * (2 * first + 3 * (key_value + layer + head) + target + 3.5 * score)
+    assert draft_flops(widths, costs).tolist() == [backward]
+    assert draft_flops(widths, costs, train_head=False).tolist() == [backward - 2 * head]
+
+
+def test_operations_of_an_engine_by_hand(tiny_target: Path):
+    target = read_target(tiny_target)
+    layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 128
+    assert active_weights(target) == 6 * layer
+    found = engine_flops(target, 6 * layer, np.array([0, 10]))
+    assert found.tolist() == [0, 2 * 6 * layer * 10 + 6 * 4 * 64 * 100 / 2]
+
+
+def test_a_token_passes_through_the_experts_that_it_is_sent_to(tiny_target: Path, tmp_path: Path):
+    names = {f"model.layers.0.mlp.experts.{n}.up_proj.weight": torch.zeros(8, 4) for n in range(8)}
+    names |= {
+        "model.layers.0.mlp.shared_experts.up_proj.weight": torch.zeros(8, 4),
+        "model.layers.0.mlp.experts.0.down_proj.weight_packed": torch.zeros(8, 1, dtype=torch.int32),
+        "model.embed_tokens.weight": torch.zeros(512, 64),
+        "vision.layers.0.weight": torch.zeros(9, 9),
+    }
+    config = json.loads((tiny_target / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 2, "n_routed_experts": 8}))
+    save_file(names, tmp_path / "model.safetensors")
+    assert active_weights(read_target(tmp_path)) == 2 * 32 + 32 + 64 // 4
+
+
+def test_intervals_that_overlap_count_once():
+    assert covered([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0), (5.2, 5.4)]) == pytest.approx(4.0)
+
+
+@pytest.fixture
+def config(tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name, count in (("train", 40), ("heldout", 6)):
+        answer = {"role": "assistant", "content": "so it is " * 9}
+        rows = [{"messages": [{"role": "user", "content": f"{name} {i}"}, answer]} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.yaml").write_text(
+        f"run: {{dir: '{tmp_path}/run'}}\ntarget: {{path: '{tiny_target}'}}\n"
+        "data: {train: [train.jsonl], heldout: [heldout.jsonl], max_tokens: 128, cache_dir: cache}\n"
+        "draft: {vocab_size: 256, ttt_steps: 3}\n"
+        "training: {tokens_per_pack: 256, packs_per_step: 2, warmup_steps: 0, evaluate_interval_steps: 3}\n"
+        "store: {bytes_per_rank: 16MiB}\nsnapshot: {interval_steps: 3}\n"
+    )
+    return load_config(tmp_path / "a.yaml")
+
+
+def test_a_budget_adds_up(config: Config):
+    found = budget(config, Known(engine_tokens_per_s=1000.0, trainer_tokens_per_s=100.0))
+    work, spent = found.work, found.times
+    assert (work.samples, work.steps, found.warnings) == (40, work.plan.steps, [])
+    assert spent.engine_tokens_per_s == pytest.approx(1000.0)
+    assert spent.trainer_tokens_per_s == pytest.approx(100.0)
+    assert spent.engines_s == pytest.approx(work.captured_tokens / 1000)
+    evaluations = found.layout.evaluations * work.evaluation_flops / found.rates.rank.flops_per_s
+    assert spent.ranks_s == pytest.approx(work.tokens / 100 + evaluations)
+    assert found.layout.evaluations == -(-work.steps // 3)
+    assert spent.total_s == pytest.approx(spent.fill_s + spent.ranks_s)
+    assert spent.device_hours == pytest.approx(2 * spent.total_s / 3600)
+    assert work.bytes < work.tokens * work.full_token_bytes
+    text = "\n".join(lines(found))
+    assert "engines will wait for ranks" in text
+    assert f"{work.steps} of 2 packs" in text
+    assert json.loads(json.dumps(found.as_json()))["work"]["live"] == list(work.live)
+
+
+def test_steps_that_are_not_made_do_not_count(config: Config):
+    whole = budget(config, Known()).work
+    config.training = replace(config.training, max_steps=2)
+    part = budget(config, Known()).work
+    assert part.steps == 2
+    packs = part.plan.packs(1) + part.plan.packs(2)
+    assert part.tokens == sum(map(part.plan.tokens, packs)) < whole.tokens
+    assert part.trainer_flops == pytest.approx(part.trainer_flops_of(packs))
+    config.training = replace(config.training, max_steps=None, epochs=3)
+    assert budget(config, Known()).work.tokens == 3 * whole.tokens
+
+
+def test_a_step_that_the_store_can_not_hold_is_an_error_with_both_numbers(config: Config):
+    config.training = replace(config.training, packs_per_step=4000, epochs=1000, evaluate_interval_steps=None)
+    with pytest.raises(UserError, match=r"hold 13\.6 MiB, and the hidden states of step 1 are 3\d\d\.\d MiB"):
+        budget(config, Known())
+
+
+def test_the_slower_side_decides_and_without_room_both_take_turns(config: Config):
+    work = budget(config, Known()).work
+    rates = Rates(Rate(work.engine_flops / 60, ""), Rate(work.trainer_flops / 10, ""))
+    layout = Layout(engines=2, tensor_parallel=4, ranks=1, room_bytes=1 << 30, evaluations=0)
+    spent = times(work, rates, layout)
+    assert (layout.devices, spent.overlap) == (9, True)
+    assert spent.total_s - spent.fill_s == pytest.approx(30.0)
+    assert spent.engines_per_rank == pytest.approx(6.0)
+    tight = times(work, rates, replace(layout, room_bytes=work.largest_step_bytes))
+    assert not tight.overlap
+    assert tight.total_s - tight.fill_s == pytest.approx(40.0)
+
+
+def test_a_run_that_tells_nothing_is_refused(config: Config, tmp_path: Path):
+    with pytest.raises(UserError, match="is no run directory"):
+        budget(config, Known(like=tmp_path))
