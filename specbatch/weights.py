@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from specbatch.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 INDEX = "model.safetensors.index.json"
@@ -97,6 +98,13 @@ class Weights:
         from safetensors import safe_open
 
         with safe_open(self.tensors[name].file, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def load_numpy(self, name: str) -> np.ndarray:
+        """One tensor of a type that numpy has, without torch."""
+        from safetensors import safe_open
+
+        with safe_open(self.tensors[name].file, framework="np") as file:
             return file.get_tensor(name)
 
     def same(self, first: str, second: str) -> bool:

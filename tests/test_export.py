@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from specbatch.config import Config, Data, Draft, Run, Target, dump_config
 from specbatch.errors import RunError, UserError
 from specbatch.export import export
-from specbatch.export.checkpoint import draft_tensors, shapes
+from specbatch.export.checkpoint import draft_tensors
 from specbatch.export.configuration import draft_config
 from specbatch.rundir import RunDir
 from specbatch.snapshot.storage import HDF5Writer
 from specbatch.target import read_target
+from specbatch.training.drafts.published import shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -101,16 +101,23 @@ def _measured_rank(root: Path) -> Rate:
 
 
 def _measured_engine(root: Path) -> Rate:
-    """What was stored, over the time in which an engine had any claim, by the events of all attempts."""
+    """What was stored, over the time in which an engine had any claim, by the events of all attempts.
+
+    What an engine began before it had stored anything does not count: it pays for what is set up once.
+    """
     run_dir, work = _run(root)
     flops, seconds, packs = 0.0, 0.0, 0
     for attempt in run_dir.attempts():
         spans: dict[str, list[tuple[float, float]]] = {}
+        first: dict[str, float] = {}
         for event in _rows(run_dir.events(attempt)):
             if event["event"] != "stored" or "seconds" not in event:
                 continue
             end = datetime.fromisoformat(event["time"]).timestamp()
-            spans.setdefault(event["engine"], []).append((end - event["seconds"], end))
+            begun, ready = end - event["seconds"], first.setdefault(event["engine"], end)
+            if begun < ready:
+                continue
+            spans.setdefault(event["engine"], []).append((begun, end))
             flops += work.engine_flops_of([work.plan.pack((event["pack"][0], event["pack"][1]))])
             packs += 1
         seconds += sum(covered(found) for found in spans.values())

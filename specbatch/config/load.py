@@ -92,8 +92,8 @@ def config_options() -> Options:
 
 def _anchor(values: dict[str, Any], document: Document, given: dict[str, str]) -> None:
     """Make paths absolute, in place."""
-    for key in ("target.path", "data.train", "data.heldout", "data.cache_dir"):
-        base, hub = Path() if key in given else document.path.parent, key != "data.cache_dir"
+    for key in ("target.path", "data.train", "data.heldout", "data.cache_dir", "draft.init_from"):
+        base, hub = Path() if key in given else document.path.parent, key.startswith(("target.", "data.t", "data.h"))
         if isinstance(values[key], list):
             values[key] = [anchored(text, base, hub) for text in values[key]]
         elif values[key] is not None:

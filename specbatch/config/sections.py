@@ -81,6 +81,8 @@ class Draft:
 
     algorithm: Literal["eagle3"] = "eagle3"
     """EAGLE-3 (arXiv:2503.01840)."""
+    init_from: Place | None = None
+    """Start from this draft for the same target: a directory that `export` wrote, or a published EAGLE-3 checkpoint."""
     ttt_steps: Count = 7
     """Unrolled steps of training-time test."""
     step_decay: Annotated[float, above(0), at_most(1)] = 0.8

@@ -25,6 +25,7 @@ from specbatch.rundir import RunDir
 from specbatch.snapshot.disk import sync_folder
 from specbatch.snapshot.folder import DamagedSnapshot, snapshot_path, snapshots
 from specbatch.target import aux_layers, fingerprint, read_target
+from specbatch.training.drafts.published import EMBEDDING
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def export(run_dir: RunDir, step: int | None = None, out: Path | None = None, *,
         UserError: if there is no such snapshot, or something else is in the way.
         RunError: if the snapshot is damaged or holds no draft that engines could load; the tensor is named.
     """
-    from specbatch.export.checkpoint import EMBEDDING, draft_tensors, save
+    from specbatch.export.checkpoint import draft_tensors, save
 
     out = run_dir.export if out is None else out
     if out.exists() and not (out / ABOUT).exists() and (not out.is_dir() or any(out.iterdir())):

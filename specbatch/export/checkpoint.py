@@ -12,36 +12,12 @@ from specbatch.errors import RunError
 from specbatch.snapshot.folder import read_manifest
 from specbatch.snapshot.reading import read_tensors
 from specbatch.target import TargetShape
+from specbatch.training.drafts.published import EMBEDDING, shapes
 
-EMBEDDING = "embed_tokens.weight"
-"""Only of a draft that was trained with an embedding of its own."""
 DRAFT_IDS = "draft_ids"
 """In a snapshot: int64, the target's id of each of the draft's tokens."""
 NOT_THE_DRAFT = ("optimizer.", "lr_scheduler.", "dataloader.", "train_state.", "random.")
 """What names of the rest of a snapshot start with."""
-
-
-def shapes(target: TargetShape, aux_states: int, intermediate: int, draft_vocab: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an EAGLE-3 draft's parameters, as published checkpoints have them."""
-    hidden, query, key = target.hidden, target.heads * target.head_dim, target.kv_heads * target.head_dim
-    layer = {
-        "input_layernorm": (hidden,),
-        "hidden_norm": (hidden,),
-        "self_attn.q_proj": (query, 2 * hidden),
-        "self_attn.k_proj": (key, 2 * hidden),
-        "self_attn.v_proj": (key, 2 * hidden),
-        "self_attn.o_proj": (hidden, query),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (intermediate, hidden),
-        "mlp.up_proj": (intermediate, hidden),
-        "mlp.down_proj": (hidden, intermediate),
-    }
-    return {
-        "fc.weight": (hidden, aux_states * hidden),
-        **{f"layers.0.{name}.weight": shape for name, shape in layer.items()},
-        "norm.weight": (hidden,),
-        "lm_head.weight": (draft_vocab, hidden),
-    }
 
 
 def read_draft(snapshot: Path) -> dict[str, torch.Tensor]:

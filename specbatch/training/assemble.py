@@ -17,8 +17,10 @@ from specbatch.dispatch.client import Client
 from specbatch.dispatch.rendezvous import wait_for
 from specbatch.plan import Plan
 from specbatch.rundir import RunDir
+from specbatch.snapshot.folder import snapshots
 from specbatch.target import TargetShape, capture_contract, fingerprint, lm_head, read_target
 from specbatch.training.drafts.pack import Share, part_of, supervised_counts
+from specbatch.training.drafts.published import read_published
 from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
 from specbatch.training.model import model_spec
@@ -106,10 +108,13 @@ def train(run_dir: RunDir, attempt: int) -> None:
             target_head=lambda: lm_head(target),
             device=cpu.local_device(),
         )
+    start = None
+    if config.draft.init_from and not snapshots(run_dir.snapshots):
+        start = read_published(config, target)
     settings = trainer_config(
         config,
         run_dir,
-        model_spec(config, target, corpus),
+        model_spec(config, target, corpus, start),
         steps,
         corpus,
         last_step=last_step,
@@ -125,6 +130,7 @@ def train(run_dir: RunDir, attempt: int) -> None:
             generation=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             metrics=run_dir.metrics,
             step_decay=config.draft.step_decay,
+            calibrate=start is None,
             heldout=heldout,
             evaluate_steps=config.training.evaluate_interval_steps or 1,
             share=Share(rank % together, together),

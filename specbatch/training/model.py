@@ -20,6 +20,7 @@ from specbatch.config import Config
 from specbatch.corpus import draft_vocabulary
 from specbatch.target import TargetShape, capture_contract, embedding, lm_head
 from specbatch.training.drafts.eagle3 import Eagle3, Eagle3Config, Recompute
+from specbatch.training.drafts.published import Published, starting_tensors
 from specbatch.training.drafts.rope import Rope
 from specbatch.training.memory import default_columns_at_once
 
@@ -38,6 +39,8 @@ class DraftModel(Eagle3, BaseModel):
         seed: int
         columns_at_once: int
         recompute: Recompute
+        start: Published | None = None
+        """A draft whose weights are taken, where training begins."""
 
         def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
             """Everything is known already."""
@@ -52,7 +55,7 @@ class DraftModel(Eagle3, BaseModel):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.draft)
-        self._target, self._seed = config.target, config.seed
+        self._target, self._seed, self._start = config.target, config.seed, config.start
         self.columns_at_once, self.recompute = config.columns_at_once, config.recompute
 
     def verify_module_protocol(self) -> None:
@@ -60,7 +63,9 @@ class DraftModel(Eagle3, BaseModel):
 
     def init_states(self, *, buffer_device: torch.device | None = None) -> None:
         """Make the first weights, and attach what is read of the target."""
-        self.initialize(self._seed, embedding(self._target), lm_head(self._target))
+        head = lm_head(self._target)
+        start = starting_tensors(self._start, self.config.draft_ids, head) if self._start else None
+        self.initialize(self._seed, embedding(self._target), head, start)
 
 
 def parallelize(
@@ -84,8 +89,12 @@ def parallelize(
     return model
 
 
-def model_spec(config: Config, target: TargetShape, corpus: Corpus) -> ModelSpec:
-    """What torchtitan builds the draft from."""
+def model_spec(config: Config, target: TargetShape, corpus: Corpus, start: Published | None = None) -> ModelSpec:
+    """What torchtitan builds the draft from.
+
+    Args:
+        start: a draft whose weights are taken, where no snapshot is loaded.
+    """
     return ModelSpec(
         name=config.draft.algorithm,
         flavor=target.path.name,
@@ -96,6 +105,7 @@ def model_spec(config: Config, target: TargetShape, corpus: Corpus) -> ModelSpec
             columns_at_once=config.training.columns_at_once
             or default_columns_at_once(gpu=torch.accelerator.is_available()),
             recompute=Recompute(config.training.recompute),
+            start=start,
         ),
         parallelize_fn=parallelize,
         pipelining_fn=None,

@@ -51,6 +51,8 @@ class Surroundings:
     """How often the ranks were started."""
     metrics: Path
     step_decay: float
+    calibrate: bool
+    """Whether the draft is new, and has to be fitted to the target's states."""
     heldout: HeldOut | None
     """For evaluations during training."""
     evaluate_steps: int
@@ -98,7 +100,7 @@ class DraftTrainer(Trainer):
                     self._first, self._step_ended = False, time.perf_counter()
                 else:
                     self._waited_s += time.perf_counter() - begun
-                if self.step == 0:
+                if self.step == 0 and self._around.calibrate:
                     self._calibrate()
                 return True
             if answer.phase is Phase.STOP:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -170,7 +170,9 @@ class Eagle3(nn.Module):
         self.target_head: Tensor | None = None
 
     @torch.no_grad()
-    def initialize(self, seed: int, embedding: Tensor, target_head: Tensor) -> None:
+    def initialize(
+        self, seed: int, embedding: Tensor, target_head: Tensor, start: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Make the first weights, the same for every number of ranks, and attach the target's tensors.
 
         Matrices are uniform in ``±1 / √inputs``; the head starts as the target's, behind a norm of small weight:
@@ -179,12 +181,15 @@ class Eagle3(nn.Module):
         Args:
             embedding: ``[vocabulary, hidden]`` of the target.
             target_head: ``[vocabulary, hidden]`` of the target.
+            start: the weights to take instead, by name, of any dtype.
         """
         ids = torch.tensor(self.config.draft_ids, device=self.draft_ids.device)
         self.draft_ids.copy_(ids)
         self.attach(embedding, target_head)
         for name, parameter in self.named_parameters():
-            if name == "lm_head.weight":
+            if start is not None and name in start:
+                full = start[name]
+            elif name == "lm_head.weight":
                 full = self.target_head.float()
             elif name == "embed_tokens.weight":
                 full = embedding.float()
