@@ -14,8 +14,10 @@ from typing import Any
 
 from specbatch.budget.pipeline import Layout, Times, times
 from specbatch.budget.rates import Known, Rates, rates
-from specbatch.budget.work import Work, work_of
+from specbatch.budget.work import Work, draft_shape, work_of
 from specbatch.config import Config
+from specbatch.target import TargetShape, capture_contract, read_target
+from specbatch.training import memory
 
 __all__ = ["Budget", "Known", "budget"]
 
@@ -28,6 +30,8 @@ class Budget:
     rates: Rates
     layout: Layout
     times: Times
+    rank_bytes: dict[str, int]
+    """GPU memory of a trainer rank at its peak, by kind."""
     warnings: list[str]
 
     def as_json(self) -> dict[str, Any]:
@@ -39,6 +43,7 @@ class Budget:
             "rates": asdict(self.rates),
             "layout": {**asdict(self.layout), "devices": self.layout.devices},
             "times": asdict(self.times),
+            "rank_bytes": self.rank_bytes,
             "warnings": self.warnings,
         }
 
@@ -51,12 +56,11 @@ def budget(config: Config, known: Known) -> Budget:
     """
     from specbatch.checks import check, check_plan, store_room
     from specbatch.corpus import corpus_of, prepare
-    from specbatch.target import capture_contract, read_target
 
     warnings = check(config, new_run=False)
-    corpus = corpus_of(prepare(config))
+    corpus, target = corpus_of(prepare(config)), read_target(config.target.path)
     work = work_of(config, corpus)
-    warnings += check_plan(config, work.plan, corpus, capture_contract(config, read_target(config.target.path)))
+    warnings += check_plan(config, work.plan, corpus, capture_contract(config, target))
     found = rates(known, work, config.inference.tensor_parallel)
     every = config.training.evaluate_interval_steps
     layout = Layout(
@@ -66,4 +70,19 @@ def budget(config: Config, known: Known) -> Budget:
         room_bytes=store_room(config)[0],
         evaluations=-(-work.steps // every) if every else 0,
     )
-    return Budget(work, found, layout, times(work, found, layout), warnings)
+    return Budget(work, found, layout, times(work, found, layout), _rank_bytes(config, target), warnings)
+
+
+def _rank_bytes(config: Config, target: TargetShape) -> dict[str, int]:
+    training = config.training
+    pack = memory.Work(
+        tokens=training.tokens_per_pack,
+        ttt_steps=config.draft.ttt_steps,
+        columns_at_once=training.columns_at_once or memory.default_columns_at_once(gpu=True),
+        recompute=training.recompute,
+        value_bytes=2 if training.dtype == "bfloat16" else 4,
+        gpu=True,
+        ranks_per_pack=training.context_parallel,
+    )
+    stored = 4 if target.dtype == "float32" else 2
+    return memory.rank_bytes(draft_shape(config, target), pack, ranks=training.ranks, stored_bytes=stored)

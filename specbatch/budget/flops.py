@@ -9,12 +9,12 @@ computed again. Norms, rotations and activations are left out, as there.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
 from specbatch.budget.samples import SampleCosts
 from specbatch.target import TargetShape, language_config
+from specbatch.training.memory import Shape
 
 _PACKED = {"I32": 8, "U8": 2}
 """Weights of four bits in a value of these types."""
@@ -50,22 +50,7 @@ def engine_flops(target: TargetShape, weights: int, captured_S: np.ndarray) -> n
     return 2 * weights * tokens + 2 * target.layers * target.heads * target.head_dim * tokens**2
 
 
-@dataclass(frozen=True)
-class DraftWidths:
-    """Sizes of an EAGLE-3 draft's matrices."""
-
-    hidden: int
-    aux: int
-    """Of the concatenated states that it reads."""
-    query: int
-    key: int
-    intermediate: int
-    vocab: int
-
-
-def draft_flops(
-    widths: DraftWidths, costs: SampleCosts, *, backward: bool = True, train_head: bool = True
-) -> np.ndarray:
+def draft_flops(shape: Shape, costs: SampleCosts, *, backward: bool = True, train_head: bool = True) -> np.ndarray:
     """float ``[S]``: of EAGLE-3's unrolled steps on live columns, with loss and gradients.
 
     The projection of the target's states needs no gradient of its input, the target's head none at all.
@@ -74,15 +59,15 @@ def draft_flops(
         backward: False for an evaluation.
         train_head: whether the head's own gradient is needed.
     """
-    w = widths
+    hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     both, head, first = (3.0, 3.0 if train_head else 2.0, 2.0) if backward else (1.0, 1.0, 1.0)
     scores = 1 + 2.5 if backward else 1.0
-    flops = costs.columns_S * 2.0 * (first * w.aux * w.hidden + both * 2 * w.hidden * 2 * w.key)
-    flops += costs.targets_S * 2.0 * w.hidden * w.vocab
+    flops = costs.columns_S * 2.0 * (first * shape.first + both * 2 * hidden * 2 * key)
+    flops += costs.targets_S * 2.0 * shape.head
     for k, live_S in enumerate(costs.live_KS):
-        own = 2 * w.hidden * 2 * w.key if k else 0
-        layer = 2 * w.hidden * w.query + own + w.query * w.hidden + 3 * w.hidden * w.intermediate
+        own = 2 * hidden * 2 * key if k else 0
+        layer = 2 * hidden * query + own + query * hidden + 3 * hidden * shape.intermediate
         flops += both * 2.0 * live_S * layer
-        flops += head * 2.0 * costs.learning_KS[k] * w.hidden * w.vocab
-        flops += scores * 4.0 * w.query * costs.pairs_KS[k]
+        flops += head * 2.0 * costs.learning_KS[k] * shape.head
+        flops += scores * 4.0 * query * costs.pairs_KS[k]
     return flops

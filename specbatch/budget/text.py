@@ -37,6 +37,11 @@ def lines(budget: Budget) -> list[str]:
         ("trainer", f"{flops(work.trainer_flops)}, {flops(work.trainer_flops / work.tokens)} a token"),
         ("", f"{times.trainer_tokens_per_s:,.0f} tokens/s of all ranks ({budget.rates.rank.source})"),
         (
+            "memory",
+            f"{size(sum(budget.rank_bytes.values()))} of a GPU for a rank: "
+            + ", ".join(f"{size(count)} {kind}" for kind, count in budget.rank_bytes.items() if count),
+        ),
+        (
             "balance",
             f"{times.engines_per_rank * layout.ranks:.2f} engines keep {layout.ranks} ranks busy; there are "
             f"{layout.engines}: {_slower(budget)}",

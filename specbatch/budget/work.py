@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specbatch.budget.flops import DraftWidths, active_weights, draft_flops, engine_flops
+from specbatch.budget.flops import active_weights, draft_flops, engine_flops
 from specbatch.budget.samples import sample_costs
 from specbatch.capture import BYTES_PER_VALUE
 from specbatch.config import Config
 from specbatch.corpus import make_plan, planned_steps
 from specbatch.plan import Pack, Plan
-from specbatch.target import capture_contract, read_target
+from specbatch.target import TargetShape, aux_layers, capture_contract, read_target
+from specbatch.training.memory import Shape
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
@@ -75,18 +76,11 @@ def work_of(config: Config, corpus: Corpus) -> Work:
     costs = sample_costs(corpus, config.draft.ttt_steps)
     if plan.heldout and corpus.heldout is not None:
         costs = costs.joined(sample_costs(corpus.heldout, config.draft.ttt_steps))
-    widths = DraftWidths(
-        hidden=target.hidden,
-        aux=contract.widths["aux"],
-        query=target.heads * target.head_dim,
-        key=target.kv_heads * target.head_dim,
-        intermediate=config.draft.intermediate_size or target.intermediate,
-        vocab=min(config.draft.vocab_size or target.vocab, target.vocab),
-    )
+    shape = draft_shape(config, target)
     bytes_S = BYTES_PER_VALUE * (contract.widths["aux"] * costs.columns_S + contract.widths["last"] * costs.targets_S)
     engine_S = engine_flops(target, active_weights(target), costs.captured_S)
-    trainer_S = draft_flops(widths, costs, train_head=config.draft.train_head)
-    evaluation_S = draft_flops(widths, costs, backward=False)
+    trainer_S = draft_flops(shape, costs, train_head=config.draft.train_head)
+    evaluation_S = draft_flops(shape, costs, backward=False)
     of_steps = [_samples(plan.packs(step)) for step in range(1, steps + 1)]
     times_S = np.bincount(np.concatenate(of_steps), minlength=costs.tokens_S.size)
     heldout = _samples(plan.heldout)
@@ -111,6 +105,20 @@ def work_of(config: Config, corpus: Corpus) -> Work:
         evaluation_flops=float(evaluation_S[heldout].sum()),
         _engine_S=engine_S,
         _trainer_S=trainer_S,
+    )
+
+
+def draft_shape(config: Config, target: TargetShape) -> Shape:
+    """Of the draft that the configuration asks for."""
+    return Shape(
+        hidden=target.hidden,
+        intermediate=config.draft.intermediate_size or target.intermediate,
+        heads=target.heads,
+        kv_heads=target.kv_heads,
+        head_dim=target.head_dim,
+        vocab=target.vocab,
+        draft_vocab=min(config.draft.vocab_size or target.vocab, target.vocab),
+        aux_layers=len(aux_layers(config, target)),
     )
 
 

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from specbatch.budget import Known, budget
-from specbatch.budget.flops import DraftWidths, active_weights, draft_flops, engine_flops
+from specbatch.budget.flops import active_weights, draft_flops, engine_flops
 from specbatch.budget.pipeline import Layout, times
 from specbatch.budget.rates import Rate, Rates, covered
 from specbatch.budget.samples import costs_of
-from specbatch.budget.text import lines
+from specbatch.budget.text import lines, size
 from specbatch.capture import CaptureContract
 from specbatch.config import Config, load_config
 from specbatch.errors import UserError
 from specbatch.target import read_target
-from specbatch.training.drafts.pack import PackTensors, locate, supervised_counts
+from specbatch.training.drafts.pack import lay_out, supervised_counts
+from specbatch.training.memory import Shape
 
 CONTRACT = CaptureContract((0, 1, 2), 4)
 
@@ -39,28 +40,23 @@ def test_the_costs_of_many_samples_are_those_of_each(masks, ttt_steps):
         read = [int(positions[-1]) + 1 for positions in rows.values() if positions.size]
         assert costs.captured_S[i] == max(read, default=0)
         assert costs.learning_KS[:, i].tolist() == supervised_counts(np.array(mask), ttt_steps).tolist()
-        empty = torch.empty(0, 1)
-        pack = PackTensors(
-            torch.zeros(len(mask), dtype=torch.int64), torch.tensor(mask), (len(mask),),
-            empty.expand(0, 1).new_empty(aux, 12), empty.new_empty(last, 4),
-        )  # fmt: skip
-        columns = locate(pack, CONTRACT, ttt_steps)
+        layout = lay_out(torch.tensor(mask), (len(mask),), ttt_steps)
         for k in range(ttt_steps):
-            live = columns.live(k)
-            assert costs.live_KS[k, i] == len(live)
-            assert costs.pairs_KS[k, i] == int((columns.position_R[live] + 1 + k).sum())
+            live = layout.live_steps() > k
+            assert costs.live_KS[k, i] == int(live.sum())
+            assert costs.pairs_KS[k, i] == int((layout.position_R[live] + 1 + k).sum())
 
 
 def test_operations_of_a_draft_by_hand():
     """Three tokens, all of them loss tokens: one target position, which column 0 learns from in the first step."""
     costs = costs_of(np.array([True] * 3), np.array([3]), 2)
-    widths = DraftWidths(hidden=2, aux=6, query=4, key=2, intermediate=5, vocab=7)
+    shape = Shape(hidden=2, intermediate=5, heads=2, kv_heads=1, head_dim=2, vocab=9, draft_vocab=7)
     first, key_value, layer, target, head, score = 6 * 2, 4 * 2 * 2, 4 * 4 + 4 * 2 + 3 * 2 * 5, 2 * 7, 2 * 7, 2 * 4
     forward = 2 * (first + key_value + layer + target + head + score)
-    assert draft_flops(widths, costs, backward=False).tolist() == [forward]
+    assert draft_flops(shape, costs, backward=False).tolist() == [forward]
     backward = 2 * (2 * first + 3 * (key_value + layer + head) + target + 3.5 * score)
-    assert draft_flops(widths, costs).tolist() == [backward]
-    assert draft_flops(widths, costs, train_head=False).tolist() == [backward - 2 * head]
+    assert draft_flops(shape, costs).tolist() == [backward]
+    assert draft_flops(shape, costs, train_head=False).tolist() == [backward - 2 * head]
 
 
 def test_operations_of_an_engine_by_hand(tiny_target: Path):
@@ -122,6 +118,7 @@ def test_a_budget_adds_up(config: Config):
     text = "\n".join(lines(found))
     assert "engines will wait for ranks" in text
     assert f"{work.steps} of 2 packs" in text
+    assert f"{size(sum(found.rank_bytes.values()))} of a GPU for a rank" in text
     assert json.loads(json.dumps(found.as_json()))["work"]["live"] == list(work.live)
 
 
