@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from specbatch import __version__
 from specbatch.errors import RunError, UserError
 from specbatch.verbs.cancel import cancel
+from specbatch.verbs.compare import compare
 from specbatch.verbs.data import data
 from specbatch.verbs.engine import engine
 from specbatch.verbs.evaluate import evaluate
 from specbatch.verbs.export import export
+from specbatch.verbs.inspect import inspect
 from specbatch.verbs.logs import logs
 from specbatch.verbs.options import Verb, about
 from specbatch.verbs.plan import plan
@@ -27,7 +29,21 @@ from specbatch.verbs.status import status
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 VERBS: dict[str, Verb] = {
     verb.__name__: verb
-    for verb in (plan, run, resume, status, logs, cancel, engine, data, regenerate, export, evaluate)
+    for verb in (
+        plan,
+        run,
+        resume,
+        status,
+        logs,
+        cancel,
+        engine,
+        data,
+        regenerate,
+        export,
+        evaluate,
+        compare,
+        inspect,
+    )
 }
 
 

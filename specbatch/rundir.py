@@ -88,6 +88,11 @@ class RunDir:
         return self.root / "snapshots"
 
     @property
+    def recordings(self) -> Path:
+        """Packs as trained, a folder each step."""
+        return self.root / "recordings"
+
+    @property
     def export(self) -> Path:
         return self.root / "export"
 

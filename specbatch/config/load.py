@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from specbatch.config.document import Document, read_document
 from specbatch.config.options import COMMAND_LINE, Options, command_line, made_of, options_of, parser, values_of
 from specbatch.config.paths import anchored
+from specbatch.config.profile import is_path, read_profile
 from specbatch.config.sections import Config
 from specbatch.config.write import to_yaml
 
@@ -26,6 +27,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Paths in the file are relative to it, those among the overrides to the current directory, and so is ``run.dir``.
+    Where it names a profile (``slurm.profile``), that is read first, and everything in the file comes before it.
 
     Args:
         path: a YAML file.
@@ -36,14 +38,28 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             line, and what would do. What depends on two fields or on other files is not looked at.
     """
     options = config_options()
-    document = read_document(path, {name: option.hint for name, option in options.items()})
+    hints = {name: option.hint for name, option in options.items()}
+    document = read_document(path, hints)
     given = dict(command_line(overrides, options))
+    documents = [document]
 
     def where(key: str) -> str:
-        return COMMAND_LINE if key in given else document.where(key)
+        if key in given:
+            return COMMAND_LINE
+        return next((found for found in documents if key in found.lines), document).where(key)
 
-    values = values_of({**document.texts, **given}, options, where)
-    for key, mapping in document.mappings.items():
+    name = given.get("slurm.profile", document.texts.get("slurm.profile", ""))
+    if name:
+        base = Path() if "slurm.profile" in given else document.path.parent
+        documents.append(read_profile(name, base, where("slurm.profile"), hints))
+    texts: dict[str, str] = {}
+    mappings: dict[str, dict[str, Any]] = {}
+    for found in reversed(documents):
+        texts.update(found.texts)
+        for key, mapping in found.mappings.items():
+            mappings[key] = {**mappings.get(key, {}), **mapping}
+    values = values_of({**texts, **given}, options, where)
+    for key, mapping in mappings.items():
         values[key] = {**mapping, **values[key]}
     _anchor(values, document, given)
     return made_of(Config, values)
@@ -98,5 +114,8 @@ def _anchor(values: dict[str, Any], document: Document, given: dict[str, str]) -
             values[key] = [anchored(text, base, hub) for text in values[key]]
         elif values[key] is not None:
             values[key] = anchored(values[key], base, hub)
+    if is_path(values["slurm.profile"]):
+        base = Path() if "slurm.profile" in given else document.path.parent
+        values["slurm.profile"] = anchored(values["slurm.profile"], base)
     values["run.dir"] = anchored(values["run.dir"], Path())
     values["run.name"] = values["run.name"] or Path(values["run.dir"]).name

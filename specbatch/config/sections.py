@@ -274,6 +274,12 @@ class Slurm:
     """How GPUs are asked for: `--gpus-per-node`, `--gres=gpu:`, or not at all, where nodes are whole."""
     interface: Annotated[str, ONE_LINE] = ""
     """Network interface whose address the components use, as `hsn0`; that of the node's name if empty."""
+    required: list[str] = field(default_factory=list)
+    """Fields that must not be empty, as `slurm.account`: for profiles."""
+    forbidden: dict[str, Any] = field(default_factory=dict)
+    """Directives that the site does not take, by sbatch's names, and why: for profiles."""
+    shared_dirs: list[Place] = field(default_factory=list)
+    """Directories that all nodes share, though on this host they look like its own: `/tmp` where it is none."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further directives of every component, by sbatch's names; null takes one away."""
     head: SlurmComponent = field(default_factory=SlurmComponent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from specbatch.corpus.first import try_first_rows
 from specbatch.corpus.prepare import prepare
 from specbatch.corpus.prepared import Corpus, Sample, attach, corpus_of, open_corpus
 from specbatch.corpus.summary import Summary
@@ -27,6 +28,7 @@ __all__ = [
     "planned_steps",
     "prepare",
     "prompts",
+    "try_first_rows",
 ]
 
 

@@ -95,7 +95,7 @@ def _prepare_part(
     else:
         cached = True
     part = part_from_json({**found["part"], "path": str(place)})
-    _judge(config, title, part)
+    judge(config, title, part)
     return part, int(found["tokenizer_size"]), cached
 
 
@@ -115,13 +115,13 @@ def _write(
     try:
         with PartWriter(made, size) as writer:
             done = 0
-            for batch in convert_rows(config, tokenizer, _rows(sources), total, prompts=title == "held-out"):
+            for batch in convert_rows(config, tokenizer, rows_of(sources), total, prompts=title == "held-out"):
                 writer.add(batch)
                 done += len(batch)
                 if progress:
                     progress(f"preparing {title} data", done, total)
         found = {"part": dataclasses.asdict(writer.part), "tokenizer_size": size, "settings": settings}
-        _judge(config, title, writer.part)
+        judge(config, title, writer.part)
         write_json(made / "part.json", found)
         try:
             made.rename(place)
@@ -134,14 +134,19 @@ def _write(
     return found
 
 
-def _rows(sources: list[Source]) -> Iterator[tuple[str, Row]]:
+def rows_of(sources: list[Source]) -> Iterator[tuple[str, Row]]:
+    """All rows, each with the file and the line that it comes from."""
     for source in sources:
         for number, row in source.rows():
             yield f"{source.name}:{number}", row
 
 
-def _judge(config: Config, title: str, part: Part) -> None:
-    """Refuse data that are mostly unusable, and data of which nothing is left."""
+def judge(config: Config, title: str, part: Part) -> None:
+    """Refuse data that are mostly unusable, and data of which nothing is left.
+
+    Raises:
+        UserError: they are.
+    """
     listed = "".join(f"\n  {item.text()}" for item in part.skipped)
     if not part.samples and not part.prompts:
         raise UserError(

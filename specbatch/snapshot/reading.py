@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,22 +27,28 @@ def read_tensors(snapshot: Path, names: Iterable[str] | None = None, prefix: str
     Raises:
         DamagedSnapshot: naming file and tensor.
     """
+    return dict(each_tensor(snapshot, names, prefix))
+
+
+def each_tensor(
+    snapshot: Path, names: Iterable[str] | None = None, prefix: str = ""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `read_tensors`, one at a time, in the order of their names if those are given."""
     manifest = read_manifest(snapshot)
-    wanted = set(manifest.tensors if names is None else names)
-    tensors = {}
     with chunk_files(snapshot) as files:
-        for name, stored in manifest.tensors.items():
-            if name not in wanted or not name.startswith(prefix):
+        for name in manifest.tensors if names is None else names:
+            stored = manifest.tensors.get(name)
+            if stored is None or not name.startswith(prefix):
                 continue
-            tensors[name] = torch.empty(stored.size, dtype=dtype_of(stored.dtype))
-            missing = tensors[name].numel()
+            tensor = torch.empty(stored.size, dtype=dtype_of(stored.dtype))
+            missing = tensor.numel()
             for chunk in stored.chunks:
-                stored_part = files.read(name, tensors[name].dtype, chunk)
-                tensors[name][part(chunk.offset, chunk.size)] = stored_part
+                stored_part = files.read(name, tensor.dtype, chunk)
+                tensor[part(chunk.offset, chunk.size)] = stored_part
                 missing -= stored_part.numel()
             if missing:
                 raise DamagedSnapshot(f"{snapshot}: tensor {name} lacks {missing} values")
-    return tensors
+            yield name, tensor
 
 
 def verify(snapshot: Path) -> None:
@@ -51,11 +57,24 @@ def verify(snapshot: Path) -> None:
     Raises:
         DamagedSnapshot: naming file and tensor.
     """
-    manifest = read_manifest(snapshot)
+    for problem in damage(snapshot):
+        raise DamagedSnapshot(problem)
+
+
+def damage(snapshot: Path) -> Iterator[str]:
+    """Read everything that a snapshot holds; a sentence for each part that is not what was written."""
+    try:
+        manifest = read_manifest(snapshot)
+    except DamagedSnapshot as error:
+        yield str(error)
+        return
     with chunk_files(snapshot) as files:
         for name, stored in manifest.tensors.items():
             for chunk in stored.chunks:
-                files.read(name, dtype_of(stored.dtype), chunk)
+                try:
+                    files.read(name, dtype_of(stored.dtype), chunk)
+                except DamagedSnapshot as error:
+                    yield str(error)
 
 
 def newest_loadable(folder: Path) -> int | None:

@@ -82,6 +82,21 @@ def in_file(path: Path) -> Iterator[None]:
         raise
 
 
+def plain_verb(verb: Verb, arguments: list[str], add: Add) -> argparse.Namespace:
+    """The options of a verb that takes neither a configuration nor one run.
+
+    Raises:
+        UserError: an option is not the verb's.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"specbatch {verb.__name__}", description=f"{about(verb)}.", allow_abbrev=False
+    )
+    add(parser)
+    options, rest = parser.parse_known_args(arguments)
+    _refuse(verb, rest)
+    return options
+
+
 def run_verb(verb: Verb, arguments: list[str], add: Add = lambda parser: None) -> argparse.Namespace:
     """The options of a verb that takes a run directory.
 
@@ -106,11 +121,15 @@ def no_more(verb: Verb, parser: argparse.ArgumentParser, arguments: list[str]) -
         UserError: one of them is not the verb's.
     """
     options, rest = parser.parse_known_args(arguments)
+    _refuse(verb, rest)
+    return options
+
+
+def _refuse(verb: Verb, rest: list[str]) -> None:
     if rest:
         raise UserError(
             f"{rest[0]}: is no option of `specbatch {verb.__name__}`; see `specbatch {verb.__name__} --help`"
         )
-    return options
 
 
 def run_verb_known(

@@ -181,6 +181,11 @@ def scontrol(*words: str, deadline_s: float = DEADLINE_S) -> str:
     return _tried(["scontrol", *words], deadline_s)[0]
 
 
+def sinfo(*options: str, deadline_s: float = DEADLINE_S) -> str:
+    """What sinfo prints, without header. Raises as `scontrol`."""
+    return _tried(["sinfo", "--noheader", "--all", *options], deadline_s)[0]
+
+
 def scancel(*words: str, deadline_s: float = DEADLINE_S) -> None:
     """Cancel or signal jobs; one that has ended is no error. Raises as `scontrol`."""
     try:
