@@ -24,6 +24,7 @@ from specbatch.acceptance import Answers, differences, disagreements, measure
 from specbatch.config import Config, Evaluate, load_config
 from specbatch.corpus import open_corpus
 from specbatch.errors import RunError, UserError
+from specbatch.export.card import tell_measured
 from specbatch.inference import cpu_speculative
 from specbatch.inference.server import RequestRefused, SGLangServer, accelerator_available
 from specbatch.rundir import RunDir, write_json
@@ -102,6 +103,7 @@ def evaluate(
         "warnings": warnings,
     }
     write_json(run_dir.evaluation, evaluation)
+    tell_measured(folder, evaluation)
     for warning in warnings:
         logger.warning("evaluation: %s", warning)
     logger.info("evaluated acceptance_length=%.3f seconds=%.1f", evaluation["acceptance_length"], evaluation["seconds"])

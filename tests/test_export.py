@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from specbatch.config import Config, Data, Draft, Run, Target, dump_config
 from specbatch.errors import RunError, UserError
 from specbatch.export import export
+from specbatch.export.card import tell_measured
 from specbatch.export.checkpoint import draft_tensors
 from specbatch.export.configuration import draft_config
 from specbatch.rundir import RunDir
@@ -108,7 +109,10 @@ def test_the_best_snapshot_is_the_one_that_evaluations_found_best(tmp_path, tiny
     with pytest.raises(UserError, match="no evaluation was made after the steps of its snapshots"):
         export(run, best=True)
     lengths = {3: 1.5, 6: 1.8, 8: 2.0, 9: 1.7}
-    lines = [{"step": step, "evaluation": {"acceptance_length": x, "loss": 1.0}} for step, x in lengths.items()]
+    lines = [
+        {"step": step, "evaluation": {"acceptance_length": x, "loss": 1.0, "accuracy": [0.5]}}
+        for step, x in lengths.items()
+    ]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder = export(run, best=True)
     assert json.loads((folder / "specbatch.json").read_text())["step"] == 6
@@ -282,6 +286,26 @@ def test_without_a_snapshot_the_user_is_told(tmp_path, tiny_target):
     save(run, 3, random_draft(read_target(tiny_target), 100))
     with pytest.raises(UserError, match=r"no snapshot of step 4; it has \[3\]"):
         export(run, step=4)
+
+
+def test_the_card_tells_what_was_measured_on_the_way_and_at_the_end(run):
+    evaluation = {"acceptance_length": 1.5, "loss": 2.0, "accuracy": [0.5, None]}
+    run.metrics.write_text(json.dumps({"step": 3, "accuracy": [0.5], "evaluation": evaluation}) + "\n")
+    folder = export(run)
+    card = (folder / "README.md").read_text()
+    assert "from stored hidden states: loss 2.000, accuracy 0.50 -, acceptance length 1.50." in card
+    measured = {"acceptance_length": 1.893, "draft_tokens": 3, "prompts": 40, "identical": 39, "dtype": "float32"}
+    tell_measured(folder, measured | {"sglang": "0.5.23", "seconds": 3.0})
+    told = (folder / "README.md").read_text()
+    assert "**Acceptance length 1.89** of at most 4" in told
+    assert "identical to plain decoding on 39 of them" in told
+    assert [line for line in card.splitlines() if line not in told.splitlines()] == []
+    assert (folder / "README.md").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_draft_of_others_is_measured_and_left_alone(tmp_path):
+    tell_measured(tmp_path, {"acceptance_length": 1.0})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_card_says_where_the_draft_comes_from_and_how_to_serve_it(run, tiny_target):

@@ -18,8 +18,8 @@ from pathlib import Path
 from specbatch import __version__
 from specbatch.config import load_config
 from specbatch.errors import RunError, UserError
-from specbatch.evaluations import best_step
-from specbatch.export.card import model_card
+from specbatch.evaluations import best_step, evaluations
+from specbatch.export.card import ABOUT, model_card
 from specbatch.export.configuration import draft_config
 from specbatch.rundir import RunDir
 from specbatch.snapshot.disk import sync_folder
@@ -28,9 +28,6 @@ from specbatch.target import aux_layers, fingerprint, read_target
 from specbatch.training.drafts.published import EMBEDDING
 
 logger = logging.getLogger(__name__)
-
-ABOUT = "specbatch.json"
-"""Where an export comes from; only a directory that has it is ever replaced."""
 
 
 def export(run_dir: RunDir, step: int | None = None, out: Path | None = None, *, best: bool = False) -> Path:
@@ -70,6 +67,7 @@ def export(run_dir: RunDir, step: int | None = None, out: Path | None = None, *,
         "target_fingerprint": fingerprint(target),
         "draft_tokens": config.evaluate.draft_tokens,
         "training_accuracy": _accuracy(run_dir, step),
+        "heldout": evaluations(run_dir.metrics).get(step),
     }
     settings = draft_config(
         target,

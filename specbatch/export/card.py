@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from pathlib import Path
 from typing import Any
+
+from specbatch.evaluations import evaluation_text
+from specbatch.rundir import read_json, write_json, write_whole
+
+ABOUT = "specbatch.json"
+"""Where an export comes from, and what it was measured to do; only a directory that has it is ever replaced."""
+_MEASURED = ("acceptance_length", "draft_tokens", "prompts", "identical", "dtype", "sglang")
 
 
 def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
@@ -30,6 +39,15 @@ def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
     accuracy = [f"{a:.3f}" if a is not None else "-" for a in about["training_accuracy"] or []]
     if accuracy:
         lines += ["", f"Accuracy of the unrolled steps in that step's training: {', '.join(accuracy)}."]
+    if about.get("heldout"):
+        lines += ["", f"On held-out data, from stored hidden states: {evaluation_text(about['heldout'])}."]
+    if measured := about.get("evaluation"):
+        lines += [
+            "",
+            f"**Acceptance length {measured['acceptance_length']:.2f}** of at most {measured['draft_tokens'] + 1}, by "
+            f"greedy decoding of {measured['prompts']} held-out prompts in SGLang {measured['sglang']} "
+            f"({measured['dtype']}); output identical to plain decoding on {measured['identical']} of them.",
+        ]
     lines += [
         "",
         "Serve it, with this directory as `DRAFT`:",
@@ -45,3 +63,18 @@ def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
     if "speculators_config" in config:
         lines += ["", "`speculators` loads the directory with `SpeculatorModel.from_pretrained`."]
     return "\n".join(lines) + "\n"
+
+
+def tell_measured(draft: Path, evaluation: dict[str, Any]) -> None:
+    """Put what was measured of a draft into its directory, if specbatch wrote that.
+
+    Args:
+        evaluation: as `specbatch.evaluate.evaluate` gives it.
+    """
+    about = read_json(draft / ABOUT)
+    if about is None:
+        return
+    about["evaluation"] = {name: evaluation[name] for name in _MEASURED}
+    write_json(draft / ABOUT, about)
+    config = json.loads((draft / "config.json").read_text(encoding="utf-8"))
+    write_whole(draft / "README.md", model_card(about, config).encode())

@@ -148,6 +148,8 @@ def test_a_run_ends_with_a_draft_and_its_measure(undisturbed):
     assert evaluation["prompts"] == evaluation["identical"] == 3
     assert undisturbed.output.splitlines()[-1].startswith("acceptance length ")
     assert "output identical on 3 of 3 prompts" in undisturbed.output.splitlines()[-1]
+    card = (undisturbed.root / "export" / "README.md").read_text()
+    assert f"**Acceptance length {evaluation['acceptance_length']:.2f}** of at most 4" in card
     status = undisturbed.status()
     assert (status["state"], status["step"], status["steps"]) == ("completed", STEPS, STEPS)
     assert [row["step"] for row in undisturbed.metrics()] == list(range(1, STEPS + 1))
