@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The run cannot go on: the message says why and which log tells more. Exit code 1."""
+
+
+class AttemptError(RunError):
+    """This attempt cannot go on, and another one may: its head, its store or its network failed."""

@@ -33,7 +33,10 @@ class Run:
     log_interval_s: Seconds = 10.0
     """Seconds between two lines about progress in the log file."""
     stall_timeout_s: Seconds = 900.0
-    """Seconds without any progress after which the run is ended, saying who waits for whom."""
+    """Seconds without any progress after which the attempt is ended, saying who waits for whom."""
+    max_restarts: Natural = 3
+    """How often the run may begin a new attempt by itself, after its head or store died or nothing moved, without
+    a step of progress."""
 
 
 @dataclass

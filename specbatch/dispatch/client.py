@@ -41,7 +41,7 @@ from specbatch.dispatch.messages import (
     encode,
 )
 from specbatch.dispatch.rendezvous import Rendezvous
-from specbatch.errors import RunError
+from specbatch.errors import AttemptError, RunError
 from specbatch.manifest import Manifest, PackId
 
 AnyReplyT = TypeVar("AnyReplyT", bound=Reply)
@@ -49,7 +49,7 @@ TRY_S = LONG_POLL_S + 4.0
 """After so long without an answer a request is sent again."""
 
 
-class DispatcherGone(RunError):
+class DispatcherGone(AttemptError):
     """The dispatcher did not answer within the deadline: the head is gone, or cut off from here."""
 
 

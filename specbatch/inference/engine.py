@@ -17,7 +17,7 @@ import numpy as np
 
 from specbatch.capture import CaptureContract
 from specbatch.config import Config, load_config
-from specbatch.corpus import Corpus, make_plan, open_corpus
+from specbatch.corpus import Corpus, make_plan, open_corpus, planned_steps
 from specbatch.dispatch.client import Client, DispatcherGone
 from specbatch.dispatch.messages import Fault, Granted, Phase
 from specbatch.dispatch.rendezvous import Rendezvous, wait_for
@@ -30,6 +30,7 @@ from specbatch.inference.work import Work
 from specbatch.manifest import Manifest, PackId
 from specbatch.plan import Plan
 from specbatch.rundir import RunDir
+from specbatch.snapshot.folder import whole_snapshots
 from specbatch.target import TargetShape, capture_contract, read_target
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def main(run_dir: Path, attempt: int, task: int) -> None:
     """
     paths = RunDir(run_dir)
     with joined(paths, attempt, f"engine-{task}", paths.component_log(attempt, "engine", task)) as engine:
-        engine.run()
+        if engine.needed(paths.snapshots):
+            engine.run()
 
 
 @contextlib.contextmanager
@@ -138,6 +140,19 @@ class Engine:
         self._ended = threading.Event()
         self._failure: BaseException | None = None
         self._server: CapturingServer | None = None
+
+    def needed(self, snapshots: Path) -> bool:
+        """Whether anything is left to train. Where snapshots say not, ranks are waited for: they may find them damaged."""
+        last = planned_steps(self.config, self.plan)
+        while last in whole_snapshots(snapshots):
+            report = self.client.status()
+            if report.phase is not Phase.WORK:
+                logger.info("no engine is needed phase=%s", report.phase)
+                return False
+            if report.ranks == self.config.training.ranks:
+                break
+            time.sleep(POLL_S)
+        return True
 
     def run(self) -> None:
         """Work until the dispatcher says that this engine may leave.

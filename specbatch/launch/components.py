@@ -1,6 +1,7 @@
 """What a launcher starts: one function for every component, the same on a laptop and under Slurm.
 
-Each opens its log, does its work, and leaves a mark of how it ended for the head to read.
+Each opens its log, does its work, and leaves a mark of how it ended for the head to read. The last argument of each
+is how often it was started before in this attempt, by whoever found it dead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from specbatch.component_log import open_log
-from specbatch.errors import RunError, UserError
+from specbatch.errors import AttemptError, RunError, UserError
 from specbatch.launch.marks import Mark, leave_mark, read_mark
 from specbatch.launch.signals import on_signal
 from specbatch.rundir import RunDir
@@ -24,14 +25,14 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 
 
-def head(root: Path, attempt: int) -> None:
+def head(root: Path, attempt: int, starts: int = 0) -> None:
     """Master, dispatcher and supervision. Returns when the attempt has ended."""
     from specbatch.launch.head import supervise
 
-    _run("head", root, attempt, 0, lambda run_dir: supervise(run_dir, attempt))
+    _run("head", root, attempt, 0, starts, lambda run_dir: supervise(run_dir, attempt))
 
 
-def inference(root: Path, attempt: int, task: int) -> None:
+def inference(root: Path, attempt: int, task: int, starts: int = 0) -> None:
     """One engine; the first one judges the draft when training is over."""
 
     def work(run_dir: RunDir) -> None:
@@ -42,22 +43,22 @@ def inference(root: Path, attempt: int, task: int) -> None:
         if task == 0:
             _evaluate(run_dir, attempt)
 
-    _run("inference", root, attempt, task, work)
+    _run("inference", root, attempt, task, starts, work)
 
 
-def training(root: Path, attempt: int) -> None:
+def training(root: Path, attempt: int, starts: int = 0) -> None:
     """The trainer ranks of this node, and the export of what they made."""
 
     def work(run_dir: RunDir) -> None:
         from specbatch.training import agent
 
-        agent.main(run_dir.root, attempt)
+        agent.main(run_dir.root, attempt, starts)
         if _all_trained(run_dir, attempt):
             from specbatch.export import export
 
             log.info("exported draft=%s", export(run_dir))
 
-    _run("training", root, attempt, 0, work)
+    _run("training", root, attempt, 0, starts, work)
 
 
 def _evaluate(run_dir: RunDir, attempt: int) -> None:
@@ -82,15 +83,15 @@ def _all_trained(run_dir: RunDir, attempt: int) -> bool:
         return client.status().phase is Phase.TRAINED
 
 
-def _run(component: str, root: Path, attempt: int, task: int, work: Callable[[RunDir], None]) -> None:
+def _run(component: str, root: Path, attempt: int, task: int, starts: int, work: Callable[[RunDir], None]) -> None:
     run_dir = RunDir(root)
     open_log(run_dir.component_log(attempt, component, task), f"{component}-{task}")
-    log.info("started pid=%d attempt=%d", os.getpid(), attempt)
+    log.info("started pid=%d attempt=%d starts=%d", os.getpid(), attempt, starts)
     try:
         work(run_dir)
     except (UserError, RunError) as error:
         log.error("failed why=%s", error)
-        leave_mark(run_dir, attempt, Mark(component, task, str(error)))
+        leave_mark(run_dir, attempt, Mark(component, task, str(error), again=isinstance(error, AttemptError)))
         raise SystemExit(1) from error
     except Exception as error:
         log.error("failed\n%s", traceback.format_exc())

@@ -21,7 +21,7 @@ from specbatch.dispatch.messages import Phase, Report
 from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
 from specbatch.dispatch.server import Server
 from specbatch.dispatch.state import Dispatcher
-from specbatch.errors import RunError
+from specbatch.errors import AttemptError, RunError
 from specbatch.launch.marks import Mark, read_mark
 from specbatch.launch.signals import on_signal
 from specbatch.rundir import RunDir, write_json
@@ -37,7 +37,8 @@ def supervise(run_dir: RunDir, attempt: int) -> None:
     """Lead an attempt to its end and write down how it ended.
 
     Raises:
-        RunError: the attempt failed.
+        AttemptError: the attempt failed, and another one may do better.
+        RunError: the attempt failed for good.
     """
     config = load_config(run_dir.config)
     with _serving(run_dir, attempt, config) as (server, master):
@@ -118,13 +119,14 @@ class _Watch:
         """Return when the attempt has ended as it should, or been stopped with a snapshot.
 
         Raises:
-            RunError: the attempt failed.
+            AttemptError: the attempt failed, and another one may do better.
+            RunError: the attempt failed for good.
         """
         while True:
             report = self.server.report()
             marks = self._marks()
             failed = self._failure(report, marks)
-            if failed:
+            if failed is not None:
                 self._fail(report, failed)
             if all(mark is not None for mark in marks.values()):
                 state = "completed" if report.phase is Phase.TRAINED else "stopped"
@@ -140,19 +142,24 @@ class _Watch:
         tasks = [("inference", task) for task in range(self.config.inference.engines)] + [("training", 0)]
         return {f"{name}-{task}": read_mark(self.run_dir, self.attempt, name, task) for name, task in tasks}
 
-    def _failure(self, report: Report, marks: dict[str, Mark | None]) -> str:
-        """Why the attempt can't go on; empty while it can."""
+    def _failure(self, report: Report, marks: dict[str, Mark | None]) -> RunError | None:
+        """Why the attempt can't go on; None while it can."""
+        if not self.master.alive():
+            # First, because others fail of it.
+            return AttemptError(f"the store's master died; its log is {self.master.log_path}")
         training = marks["training-0"]
         if training and training.failed:
-            return f"training: {training.why}"
+            return _failure_of(training)
         engines = [mark for name, mark in marks.items() if name.startswith("inference")]
         if report.phase is Phase.WORK and all(mark is not None for mark in engines):
-            return f"inference: {next((m.why for m in engines if m and m.failed), 'all engines left')}"
+            broken = next((mark for mark in engines if mark and mark.failed), None)
+            return _failure_of(broken) if broken else AttemptError("inference: all engines left")
         if training and engines[0] and engines[0].failed:
-            return f"inference: {engines[0].why}"
-        if not self.master.alive():
-            return f"the store's master died; its log is {self.master.log_path}"
-        return report.error or self._stall(report)
+            return _failure_of(engines[0])
+        if report.error:
+            return RunError(report.error)
+        stalled = self._stall(report)
+        return AttemptError(stalled) if stalled else None
 
     def _stall(self, report: Report) -> str:
         """Who waits for whom, if nothing has moved for too long."""
@@ -164,8 +171,9 @@ class _Watch:
             return ""
         return f"no progress for {self.config.run.stall_timeout_s:.0f} s: {'; '.join(who_waits(report))}"
 
-    def _fail(self, report: Report, why: str) -> None:
+    def _fail(self, report: Report, failure: RunError) -> None:
         """Let the others save what they can, then say why."""
+        why = str(failure)
         self.drain(why)
         until = time.monotonic() + STOP_GRACE_S
         while any(mark is None for mark in self._marks().values()) and time.monotonic() < until:
@@ -173,7 +181,7 @@ class _Watch:
                 break
             time.sleep(TICK_S)
         self._write(report, "failed", "done", why)
-        raise RunError(why)
+        raise failure
 
     def _stage(self, report: Report, marks: dict[str, Mark | None]) -> str:
         if report.phase is Phase.TRAINED:
@@ -204,6 +212,11 @@ class _Watch:
                 "void": [{"pack": f"{e}.{i}", "why": why} for (e, i), why in report.void],
             },
         )
+
+
+def _failure_of(mark: Mark) -> RunError:
+    kind = AttemptError if mark.again else RunError
+    return kind(f"{mark.component}: {mark.why}")
 
 
 def who_waits(report: Report) -> list[str]:

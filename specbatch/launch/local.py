@@ -11,17 +11,19 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specbatch.config import Config, dump_config, load_config
 from specbatch.errors import RunError, UserError
 from specbatch.launch.history import begin_attempt
+from specbatch.launch.marks import read_mark
 from specbatch.launch.progress import Display, MetricsTail
+from specbatch.patience import Patience
 from specbatch.registry import register
 from specbatch.rundir import RunDir, read_json, write_whole
+from specbatch.training.metrics_file import last_step
 
 if TYPE_CHECKING:
     from specbatch.launch.processes import Components
@@ -68,12 +70,27 @@ def _run(run_dir: RunDir, config: Config) -> int:
     with Display(run_dir.log, config.run.log_interval_s) as display:
         display.stage("preparing")
         _prepare(run_dir, config, display)
-        attempt = max(run_dir.attempts(), default=0) + 1
-        run_dir.attempt(attempt).mkdir(parents=True, mode=0o700)
-        begin_attempt(run_dir, attempt)
-        code = _Foreground(run_dir, config, attempt, display).watch()
+        patience = Patience(last_step(run_dir.metrics), config.run.max_restarts)
+        with _Interrupts() as interrupts:
+            while True:
+                attempt = max(run_dir.attempts(), default=0) + 1
+                run_dir.attempt(attempt).mkdir(parents=True, mode=0o700)
+                begin_attempt(run_dir, attempt)
+                code = _Foreground(run_dir, config, attempt, display, interrupts).watch()
+                why = _curable(run_dir, attempt) if code == FAILED and not interrupts.asked else ""
+                if not why or not patience.again(last_step(run_dir.metrics)):
+                    break
+                display.say(f"attempt {attempt} ended: {why}; another one goes on from the newest snapshot")
     _report(run_dir, code, display.seconds)
     return code
+
+
+def _curable(run_dir: RunDir, attempt: int) -> str:
+    """Why an attempt failed that another one may do better; empty if none may."""
+    head = read_mark(run_dir, attempt, "head", 0)
+    if head is None:
+        return "its head was killed"
+    return head.why if head.again else ""
 
 
 def _prepare(run_dir: RunDir, config: Config, display: Display) -> None:
@@ -100,35 +117,41 @@ def _prepare(run_dir: RunDir, config: Config, display: Display) -> None:
 class _Foreground:
     """One attempt, from its first process to its last."""
 
-    def __init__(self, run_dir: RunDir, config: Config, attempt: int, display: Display) -> None:
+    def __init__(
+        self, run_dir: RunDir, config: Config, attempt: int, display: Display, interrupts: _Interrupts
+    ) -> None:
         self.run_dir, self.config, self.attempt, self.display = run_dir, config, attempt, display
+        self._interrupts = interrupts
         self._metrics = MetricsTail(run_dir.metrics)
-        self._asked = 0
         self._told = False
 
     def watch(self) -> int:
         from specbatch.launch import processes
+        from specbatch.launch.revival import Revival
 
-        with self._interrupts():
-            components = processes.start(self.run_dir, self.attempt, self.config)
-            try:
-                while components.running():
-                    if self._asked > 1:
-                        self.display.say("ended at once; what was trained since the last snapshot is lost")
-                        return INTERRUPTED
-                    if self._asked and not self._told:
-                        self._told = self._drain()
-                    self._show()
-                    if "head" not in components.running():
-                        return self._wait_for_the_rest(components)
-                    time.sleep(POLL_S)
-                return self._code()
-            finally:
-                components.kill()
+        components = processes.start(self.run_dir, self.attempt, self.config)
+        revival = Revival(self.run_dir, self.attempt, self.config, components)
+        try:
+            while components.running():
+                if self._interrupts.asked > 1:
+                    self.display.say("ended at once; what was trained since the last snapshot is lost")
+                    return INTERRUPTED
+                if self._interrupts.asked and not self._told:
+                    self._told = self._drain()
+                self._show()
+                if "head" not in components.running():
+                    return self._wait_for_the_rest(components)
+                for news in revival.look():
+                    self.display.say(news)
+                time.sleep(POLL_S)
+            return self._code()
+        finally:
+            components.kill()
 
     def _wait_for_the_rest(self, components: Components) -> int:
         """Components that outlive the head by more than a moment have nobody left to tell them to end."""
-        until = time.monotonic() + 10
+        told = read_mark(self.run_dir, self.attempt, "head", 0) is not None
+        until = time.monotonic() + (10 if told else 0)
         while components.running() and time.monotonic() < until:
             time.sleep(POLL_S)
         self._show()
@@ -171,19 +194,26 @@ class _Foreground:
             return True
         return False
 
-    @contextlib.contextmanager
-    def _interrupts(self) -> Iterator[None]:
-        def handle(number: int, frame: FrameType | None) -> None:
-            self._asked += 1
-            if self._asked == 1:
-                os.write(2, b"\nspecbatch: stopping after this step, with a snapshot; Ctrl-C again ends at once\n")
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+class _Interrupts:
+    """Counts how often the user, or whoever else, asked to stop; a context manager."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Interrupts:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            os.write(2, b"\nspecbatch: stopping after this step, with a snapshot; Ctrl-C again ends at once\n")
 
 
 def _report(run_dir: RunDir, code: int, seconds: dict[str, float]) -> None:

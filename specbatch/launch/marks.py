@@ -17,6 +17,9 @@ class Mark:
     why: str = ""
     """Why it failed; empty if it did what it was started for."""
 
+    again: bool = False
+    """Whether another attempt may do better."""
+
     @property
     def failed(self) -> bool:
         return bool(self.why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -24,15 +25,43 @@ FOREVER_MIN = 60 * 24 * 3650
 
 
 @dataclass
-class Components:
-    """The running components of one attempt on this machine."""
+class Task:
+    """One process of a component, and how to start it."""
 
-    jobs: dict[str, LocalJob] = field(default_factory=dict)
+    component: str
+    number: int
+    start: Callable[[int], LocalJob]
+    """Given how often it was started before."""
+    job: LocalJob
+    starts: int = 0
+    """How often it was started again."""
+
+
+@dataclass
+class Components:
+    """The components of one attempt on this machine."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
     """By name: ``head``, ``inference``, ``training``."""
 
     def running(self) -> list[str]:
         """Names of those that have not ended."""
-        return [name for name, job in self.jobs.items() if not job.done()]
+        return [name for name, task in self.tasks.items() if not task.job.done()]
+
+    def start(self, name: str, component: str, number: int, start: Callable[[int], LocalJob]) -> None:
+        """Start a component."""
+        self.tasks[name] = Task(component, number, start, start(0))
+
+    def start_again(self, name: str) -> None:
+        """Start a component that ended, once nothing is left of it."""
+        task = self.tasks[name]
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.environ().get("SUBMITIT_LOCAL_JOB_ID") == task.job.job_id:
+                    process.kill()
+        task.starts += 1
+        with _ctrl_c_is_ours():
+            task.job = task.start(task.starts)
 
     def kill(self) -> None:
         """End everything that this process started, and everything that that started, at once."""
@@ -55,13 +84,16 @@ def start(run_dir: RunDir, attempt: int, config: Config) -> Components:
     folder = run_dir.attempt(attempt) / "submitit"
     started = Components()
     os.environ["SPECBATCH_OWNER"] = str(os.getpid())
+    where = (run_dir.root, attempt)
     with _ctrl_c_is_ours():
-        started.jobs["head"] = _submit(folder, [], components.head, run_dir.root, attempt)
-        for task in range(engines):
-            gpus = engine_gpus[task * tensor_parallel : (task + 1) * tensor_parallel]
-            name = "inference" if engines == 1 else f"inference-{task}"
-            started.jobs[name] = _submit(folder, gpus, components.inference, run_dir.root, attempt, task)
-        started.jobs["training"] = _submit(folder, rank_gpus, components.training, run_dir.root, attempt)
+        started.start("head", "head", 0, functools.partial(_submit, folder, [], components.head, *where))
+        for number in range(engines):
+            gpus = engine_gpus[number * tensor_parallel : (number + 1) * tensor_parallel]
+            name = "inference" if engines == 1 else f"inference-{number}"
+            begin = functools.partial(_submit, folder, gpus, components.inference, *where, number)
+            started.start(name, "inference", number, begin)
+        begin = functools.partial(_submit, folder, rank_gpus, components.training, *where)
+        started.start("training", "training", 0, begin)
     return started
 
 

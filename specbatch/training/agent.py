@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,9 +21,10 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from specbatch.config import load_config
-from specbatch.errors import RunError, UserError
+from specbatch.errors import AttemptError, RunError, UserError
+from specbatch.patience import Patience
 from specbatch.rundir import RunDir
-from specbatch.training import EXIT_FINAL, EXIT_USER
+from specbatch.training import EXIT_ATTEMPT, EXIT_FINAL, EXIT_USER
 from specbatch.training.metrics_file import last_step
 from specbatch.training.signals import ask_to_stop, watch
 
@@ -33,16 +34,22 @@ _UNBOUNDED = 1 << 30
 """Restarts that torch's agent would do; this module counts for itself."""
 _TAIL_LINES = 20
 _MONITOR_S = 0.2
+_NO_CURE = {EXIT_USER, EXIT_FINAL, EXIT_ATTEMPT}
+"""Exit codes of ranks that would end in the same way again."""
 
 
-def main(run_dir: Path, attempt: int) -> None:
+def main(run_dir: Path, attempt: int, starts: int = 0) -> None:
     """Train with all ranks of this node; returns when training has ended, by its last step or by being stopped.
+
+    Args:
+        starts: how often this attempt's training was started before: agents die, too.
 
     Must be called by the main thread. SIGTERM, SIGINT and SIGUSR2 become a request to the dispatcher to stop, and do
     nothing else: ranks end by themselves once their snapshot is on disk.
 
     Raises:
         UserError: what a rank says the user can mend.
+        AttemptError: the dispatcher is gone.
         RunError: a rank can't go on, or died too often; with the end of its log.
     """
     paths = RunDir(run_dir)
@@ -61,7 +68,7 @@ def main(run_dir: Path, attempt: int) -> None:
         role="training",
         local_world_size=config.training.ranks,
         entrypoint=sys.executable,
-        args=("-m", "specbatch.training.rank", str(run_dir), str(attempt)),
+        args=("-m", "specbatch.training.rank", str(run_dir), str(attempt), str(starts)),
         rdzv_handler=get_rendezvous_handler(meeting),
         max_restarts=_UNBOUNDED,
         monitor_interval=_MONITOR_S,
@@ -74,25 +81,6 @@ def main(run_dir: Path, attempt: int) -> None:
         spec.rdzv_handler.shutdown()
     if result.is_failed():
         explain(paths, result, attempt)
-
-
-class Patience:
-    """Whether to start the ranks again: as long as it helps.
-
-    Args:
-        reached: highest step trained so far.
-        most: restarts without progress.
-    """
-
-    def __init__(self, reached: int, most: int) -> None:
-        self._best, self._most, self._restarts = reached, most, 0
-
-    def again(self, exit_codes: Iterable[int], reached: int) -> bool:
-        """Ask after each death of ranks, with the highest step trained by then."""
-        if reached > self._best:
-            self._best, self._restarts = reached, 0
-        self._restarts += 1
-        return self._restarts <= self._most and not {EXIT_USER, EXIT_FINAL} & {*exit_codes}
 
 
 class Agent(LocalElasticAgent):
@@ -116,7 +104,7 @@ class Agent(LocalElasticAgent):
     def _try_again(self, result: RunResult) -> bool:
         codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
         reached = self._progress()
-        again = self._patience.again(codes.values(), reached)
+        again = self._patience.again(reached) and not _NO_CURE.intersection(codes.values())
         log.warning("ranks died exit_codes=%s step=%d restart=%s", codes, reached, "yes" if again else "no")
         return again
 
@@ -139,17 +127,19 @@ def explain(paths: RunDir, result: RunResult, attempt: int) -> NoReturn:
 
     Raises:
         UserError: the user can mend it.
+        AttemptError: another attempt may do better.
         RunError: anything else.
     """
     codes = {rank: failure.exitcode for rank, failure in sorted(result.failures.items())}
-    known = [rank for rank, code in codes.items() if code in (EXIT_USER, EXIT_FINAL)]
+    known = [rank for rank, code in codes.items() if code in _NO_CURE]
     rank = next(iter(known + [rank for rank, code in codes.items() if code != 1] + list(codes)))
     path = paths.component_log(attempt, "training", rank)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if rank in known and lines:
         if codes[rank] == EXIT_USER:
             raise UserError(lines[-1])
-        raise RunError(f"{lines[-1]} ({path})")
+        kind = AttemptError if codes[rank] == EXIT_ATTEMPT else RunError
+        raise kind(f"{lines[-1]} ({path})")
     end = "\n".join(lines[-_TAIL_LINES:])
     how = f"was killed by signal {-codes[rank]}" if codes[rank] < 0 else f"exited with code {codes[rank]}"
     raise RunError(f"training rank {rank} {how}; the end of {path}:\n{end}")

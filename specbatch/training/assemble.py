@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 DISPATCHER_DEADLINE_S = 60.0
 """A head that is silent for so long is given up, and training with it."""
 
+RESTARTS_A_START = 1 << 16
+"""More than torch's agent ever restarts its ranks: numbers of the ranks' generations start anew with each agent."""
+
 OPTIMIZER_FACTS = (
     "learning_rate",
     "schedule",
@@ -49,8 +52,11 @@ OPTIMIZER_FACTS = (
 of them, so that a changed one would be used in part, without a word."""
 
 
-def train(run_dir: RunDir, attempt: int) -> None:
+def train(run_dir: RunDir, attempt: int, starts: int) -> None:
     """Train until the last step, or until the dispatcher says stop. A snapshot is on disk then.
+
+    Args:
+        starts: how often this attempt's training was started before.
 
     Raises:
         UserError: the snapshots in the run directory are of another training.
@@ -127,7 +133,7 @@ def train(run_dir: RunDir, attempt: int) -> None:
             steps=steps,
             segment=store.segment,
             segment_bytes=int(config.store.bytes_per_rank),
-            generation=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            generation=starts * RESTARTS_A_START + int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             metrics=run_dir.metrics,
             step_decay=config.draft.step_decay,
             calibrate=start is None,

@@ -1,8 +1,8 @@
-"""One trainer rank: ``python -m specbatch.training.rank RUN_DIR ATTEMPT``, started by torch's elastic agent.
+"""One trainer rank: ``python -m specbatch.training.rank RUN_DIR ATTEMPT STARTS``, started by torch's elastic agent.
 
 Rank, number of ranks and their meeting point come from the agent, in torch's own environment variables. Standard
-output and error go to the rank's log. Exit codes: 0 trained or stopped with a snapshot, `EXIT_USER` and
-`EXIT_FINAL` for what a restart can't cure, 1 for all else.
+output and error go to the rank's log. Exit codes: 0 trained or stopped with a snapshot, `EXIT_USER`, `EXIT_FINAL` and
+`EXIT_ATTEMPT` for what a restart can't cure, 1 for all else.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from specbatch.component_log import open_log
-from specbatch.errors import UserError
+from specbatch.errors import AttemptError, UserError
 from specbatch.rundir import RunDir
-from specbatch.training import EXIT_FINAL, EXIT_USER
+from specbatch.training import EXIT_ATTEMPT, EXIT_FINAL, EXIT_USER
 from specbatch.training.signals import ask_to_stop, die_with_parent, watch
 
 log = logging.getLogger(__name__)
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Never returns: threads of libraries that are ended by the interpreter abort the process now and then."""
-    run_dir, attempt = RunDir(Path(sys.argv[1])), int(sys.argv[2])
+    run_dir, attempt, starts = RunDir(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     rank = int(os.environ["RANK"])
     open_log(run_dir.component_log(attempt, "training", rank), f"training-{rank}")
     die_with_parent()
     _hear_signals(run_dir, attempt, rank)
     code = 1
     try:
-        code = _work(run_dir, attempt)
+        code = _work(run_dir, attempt, starts)
     except Exception:
         log.exception("rank ended")
     finally:
@@ -41,21 +41,20 @@ def main() -> None:
         os._exit(code)
 
 
-def _work(run_dir: RunDir, attempt: int) -> int:
-    from specbatch.dispatch.client import DispatcherGone
+def _work(run_dir: RunDir, attempt: int, starts: int) -> int:
     from specbatch.training.assemble import train
     from specbatch.training.trainer import NotFiniteError
 
     try:
-        train(run_dir, attempt)
+        train(run_dir, attempt, starts)
     except UserError as error:
         log.exception("the user can mend this")
         print(error, file=sys.stderr)
         return EXIT_USER
-    except (DispatcherGone, NotFiniteError) as error:
+    except (AttemptError, NotFiniteError) as error:
         log.exception("starting again would not help")
         print(error, file=sys.stderr)
-        return EXIT_FINAL
+        return EXIT_ATTEMPT if isinstance(error, AttemptError) else EXIT_FINAL
     return 0
 
 

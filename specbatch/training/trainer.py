@@ -80,6 +80,7 @@ class DraftTrainer(Trainer):
         self._sums: StepSums | None = None
         self._step_ended = 0.0
         self._waited_s = 0.0
+        self._last_to_report = False
         self.stopped: str | None = None
         """Why training ended before its last step."""
 
@@ -88,6 +89,7 @@ class DraftTrainer(Trainer):
         if not self._joined:
             self._join()
         if not super().should_continue_training():
+            self._report_last()
             return False
         begun = time.perf_counter()
         while True:
@@ -132,7 +134,10 @@ class DraftTrainer(Trainer):
             )  # fmt: skip
             self._metrics.write(line)
         self._step_ended = time.perf_counter()
-        self._around.prefetcher.finish(self.step)
+        if self.step < self.config.training.steps:
+            self._around.prefetcher.finish(self.step)
+        else:
+            self._last_to_report = True
 
     def post_dataloading_process(
         self, input_dict: dict[str, Any], labels: Tensor
@@ -167,6 +172,12 @@ class DraftTrainer(Trainer):
         if turn.last:
             self._sums = self._add_up()
         return loss
+
+    def _report_last(self) -> None:
+        """Report the last step, now that its snapshot is on disk: engines leave then, and no step could be repeated."""
+        if self._last_to_report:
+            self._around.prefetcher.finish(self.step)
+            self._last_to_report = False
 
     def _join(self) -> None:
         around = self._around

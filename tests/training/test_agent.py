@@ -8,28 +8,10 @@ import pytest
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from specbatch.errors import RunError, UserError
+from specbatch.errors import AttemptError, RunError, UserError
 from specbatch.rundir import RunDir
-from specbatch.training import EXIT_FINAL, EXIT_USER
-from specbatch.training.agent import Patience, explain
-
-
-def test_ranks_are_started_again_so_often_without_progress() -> None:
-    patience = Patience(reached=7, most=2)
-    assert [patience.again([1, -9], 7) for _ in range(3)] == [True, True, False]
-
-
-def test_a_step_that_was_never_trained_before_is_progress_and_one_trained_again_is_not() -> None:
-    patience = Patience(reached=0, most=1)
-    assert patience.again([1], 5)
-    assert patience.again([1], 6)
-    assert not patience.again([1], 6)
-    assert not patience.again([1], 4)
-
-
-@pytest.mark.parametrize("code", [EXIT_USER, EXIT_FINAL])
-def test_what_a_restart_cannot_cure_is_not_tried_again(code: int) -> None:
-    assert not Patience(reached=0, most=9).again([1, code], 5)
+from specbatch.training import EXIT_ATTEMPT, EXIT_FINAL, EXIT_USER
+from specbatch.training.agent import explain
 
 
 def failed(folder: Path, codes: dict[int, int], logs: dict[int, str]) -> tuple[RunDir, RunResult]:
@@ -58,3 +40,9 @@ def test_a_broken_pack_is_told_with_the_log_that_tells_more(tmp_path: Path) -> N
     logs = {1: "traceback\nthe loss of step 5 is not finite\n"}
     with pytest.raises(RunError, match=r"^the loss of step 5 is not finite \(.*training-1\.log\)$"):
         explain(*failed(tmp_path, {1: EXIT_FINAL}, logs), attempt=1)
+
+
+def test_a_dispatcher_that_is_gone_ends_the_attempt_and_not_the_run(tmp_path: Path) -> None:
+    logs = {0: "traceback\nthe dispatcher did not answer\n", 1: "ended\n"}
+    with pytest.raises(AttemptError, match=r"^the dispatcher did not answer \("):
+        explain(*failed(tmp_path, {0: EXIT_ATTEMPT, 1: -15}, logs), attempt=1)

@@ -1,0 +1,148 @@
+"""Faults by the hundred: runs one after the other, each disturbed from a seed and compared with one that was not."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.clock import Clock
+from tests.faults.kinds import KINDS, Kind
+from tests.faults.scene import Scene
+from tests.faults.tinyrun import Result
+
+HASTY = 0.1
+"""Share of the faults that do not wait until the one before is over."""
+TRIES = 40
+"""How often a fault looks for something to hit, a little later each time."""
+
+
+@dataclass
+class Tally:
+    """What became of the faults of one kind."""
+
+    count: int = 0
+    recovered: int = 0
+    retrained: list[int] = field(default_factory=list)
+    """Steps that were trained again, for each fault that was waited for."""
+    seconds: list[float] = field(default_factory=list)
+    """From the fault until the run had recovered and trained a step."""
+
+
+class Campaign:
+    """Runs, faults and what came of them.
+
+    Args:
+        folder: for all runs; those that differ or did not recover stay there.
+        steps: of each run.
+        say: told what happens.
+    """
+
+    def __init__(self, folder: Path, target: Path, seed: int, steps: int, say: Callable[[str], None] = print) -> None:
+        self.folder, self.target, self.steps, self.say = folder, target, steps, say
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self.runs = 0
+        self._seed = seed
+        self._clock = Clock(folder)
+        self._schedule = schedule(seed)
+        self._next: Kind | None = None
+
+    def undisturbed(self) -> Result:
+        """The run to compare with."""
+        scene = Scene(self.folder / "undisturbed", self.target, self.steps)
+        try:
+            scene.go_on()
+            return scene.finish()
+        finally:
+            scene.kill()
+
+    def disturb(self, faults: int, expected: Result, prompts: int = 0) -> None:
+        """One run with so many faults, or as many as happen before its end.
+
+        Raises:
+            AssertionError: it did not recover, or came to something else.
+        """
+        self.runs += 1
+        self._clock.set(0)
+        scene = Scene(self.folder / f"run-{self.runs}", self.target, self.steps, self._clock, prompts)
+        try:
+            scene.go_on()
+            open_faults: list[Kind] = []
+            if scene.await_step():
+                self._inject(scene, faults, open_faults)
+            if prompts:
+                self._kill_evaluator(scene)
+            result = scene.finish()
+        finally:
+            scene.kill()
+        for kind in open_faults:
+            self.tallies[kind.name].recovered += 1
+        if different := result.differences(expected):
+            raise AssertionError(f"run {self.runs} in {scene.folder} differs: {'; '.join(different)}")
+        again = len(scene.trained()) - self.steps
+        self.say(f"run {self.runs}: equal to the last bit, {scene.starts} starts, {again} steps trained again")
+
+    def injected(self) -> int:
+        """Faults so far."""
+        return sum(tally.count for tally in self.tallies.values())
+
+    def _inject(self, scene: Scene, faults: int, open_faults: list[Kind]) -> None:
+        """Faults until so many were injected or the run has ended; those not waited for are left in ``open_faults``."""
+        for _ in range(faults):
+            kind, self._next = self._next or next(self._schedule), None
+            draw = random.Random(f"{self._seed}/{self.injected()}")
+            time.sleep(draw.uniform(0.0, 0.7))
+            after, trained, began = scene.marks(), len(scene.trained()), time.monotonic()
+            if not self._hit(scene, kind, draw):
+                self._next = kind
+                return
+            self.tallies[kind.name].count += 1
+            open_faults.append(kind)
+            if draw.random() < HASTY:
+                self.say(f"{kind.name}: and at once the next")
+                continue
+            if not scene.await_signs(kind.back, after):
+                return
+            history = scene.trained()
+            again = sum(step <= max(history[:trained]) for step in history[trained:])
+            tally = self.tallies[kind.name]
+            tally.retrained.append(again)
+            tally.seconds.append(time.monotonic() - began)
+            self.say(f"{kind.name}: step {max(history)}, {again} again, {tally.seconds[-1]:.1f} s")
+            for recovered in open_faults:
+                self.tallies[recovered.name].recovered += 1
+            open_faults.clear()
+
+    def _hit(self, scene: Scene, kind: Kind, draw: random.Random) -> bool:
+        """Inject, as soon as there is something to hit; False if the run ended before."""
+        for _ in range(TRIES):
+            if scene.ended() or max(scene.trained(), default=0) >= self.steps - 1:
+                return False
+            if scene.stage() == kind.stage and kind.inject(scene, draw):
+                return True
+            if not scene.await_step():
+                return False
+        raise AssertionError(f"{kind.name}: there was nothing to hit in {TRIES} steps")
+
+    def _kill_evaluator(self, scene: Scene) -> None:
+        kind = next(kind for kind in KINDS if kind.stage == "evaluating")
+        while not scene.ended():
+            if scene.stage() == kind.stage and kind.inject(scene, random.Random(0)):
+                self.tallies[kind.name].count += 1
+                # The run ends as it should, or `finish` raises.
+                self.tallies[kind.name].recovered += 1
+                return
+            time.sleep(0.1)
+
+
+def schedule(seed: int, kinds: Sequence[Kind] = KINDS) -> Iterator[Kind]:
+    """Kinds without end: at first each once, in any order, then as their weights say."""
+    draw = random.Random(seed)
+    drawn = [kind for kind in kinds if kind.weight]
+    draw.shuffle(drawn)
+    yield from drawn
+    while True:
+        yield draw.choices(drawn, [kind.weight for kind in drawn])[0]

@@ -1,0 +1,237 @@
+"""Everything that is done to a run on purpose, each kind as a function of what there is to be hit and of chance."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from specbatch.snapshot.folder import snapshot_path, whole_snapshots
+from tests.faults.objects import Stranger
+from tests.faults.processes import GONE
+from tests.faults.scene import Scene, Sign
+
+TRAINED: Sign = ("training", " trained step=")
+RANKS_BACK: tuple[Sign, ...] = (("training", " joined rank=0 "), TRAINED)
+ENGINE_BACK: tuple[Sign, ...] = (("inference", " engine ready "), ("inference", " stored pack="), TRAINED)
+ATTEMPT_BACK: tuple[Sign, ...] = (("training", " joined rank=0 "), ("inference", " stored pack="), TRAINED)
+PIDFD_GETFD = 438
+FULL_BYTES = 100 << 10
+"""A file of a full disk grows no longer than this; snapshots of the tiny draft are longer, its metrics are not."""
+
+Inject = Callable[[Scene, random.Random], bool]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault."""
+
+    name: str
+    inject: Inject
+    """Does it; False if there was nothing to be hit."""
+    back: Sequence[Sign] = field(default=(TRAINED,))
+    """What the logs must show before the run has recovered."""
+    weight: int = 1
+    """How often it is drawn, beside the others."""
+    stage: str = "training"
+    """The stage of the run in which it makes sense."""
+
+
+def kill(target: str, *, all_of_them: bool = False) -> Inject:
+    """SIGKILL."""
+
+    def inject(scene: Scene, draw: random.Random) -> bool:
+        found = scene.processes.find(target)
+        chosen = found if all_of_them else found[:1] and [draw.choice(found)]
+        return bool([_send(process, signal.SIGKILL) for process in chosen])
+
+    return inject
+
+
+def stop(target: str, shortest_s: float, longest_s: float) -> Inject:
+    """SIGSTOP, and SIGCONT a while later."""
+
+    def inject(scene: Scene, draw: random.Random) -> bool:
+        found = scene.processes.find(target)
+        if not found or not _send(process := draw.choice(found), signal.SIGSTOP):
+            return False
+        time.sleep(draw.uniform(shortest_s, longest_s))
+        _send(process, signal.SIGCONT)
+        return True
+
+    return inject
+
+
+def drain(target: str, number: signal.Signals) -> Inject:
+    """What Slurm sends before it kills."""
+
+    def inject(scene: Scene, draw: random.Random) -> bool:
+        found = scene.processes.find(target)
+        return bool(found) and _send(draw.choice(found), number)
+
+    return inject
+
+
+def kill_command(scene: Scene, draw: random.Random) -> bool:
+    """``specbatch run`` itself."""
+    assert scene.command is not None
+    scene.command.kill()
+    scene.command.wait()
+    return True
+
+
+def cut(target: str) -> Inject:
+    """Shut TCP connections of a process down, as a network that loses them would."""
+
+    def inject(scene: Scene, draw: random.Random) -> bool:
+        found = scene.processes.find(target)
+        if not found:
+            return False
+        process = draw.choice(found)
+        try:
+            connections = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+        except GONE:
+            return False
+        chosen = [connection for connection in connections if draw.random() < 0.5] or connections[:1]
+        return bool([_shut(process.pid, connection.fd) for connection in chosen])
+
+    return inject
+
+
+def fill_disk(scene: Scene, draw: random.Random) -> bool:
+    """No file of a rank may grow until a snapshot has failed. The kernel says "too large" in place of "no space"."""
+    ranks, after = scene.processes.find("rank"), scene.marks()
+    limits = [rank.rlimit(psutil.RLIMIT_FSIZE) for rank in ranks]
+    for rank, (_, hard) in zip(ranks, limits, strict=True):
+        rank.rlimit(psutil.RLIMIT_FSIZE, (FULL_BYTES, hard))
+    scene.await_signs([("training", "SNAPSHOT FAILED")], after)
+    for rank, limit in zip(ranks, limits, strict=True):
+        if rank.is_running():
+            rank.rlimit(psutil.RLIMIT_FSIZE, limit)
+    return bool(ranks)
+
+
+def damage_snapshot(spoil: Callable[[Path, random.Random], None]) -> Inject:
+    """Spoil the newest snapshot, and kill the ranks, which then have to look at it."""
+
+    def inject(scene: Scene, draw: random.Random) -> bool:
+        steps, ranks = whole_snapshots(scene.run_dir.snapshots), scene.processes.find("rank")
+        if len(steps) < 2 or not ranks:
+            return False
+        files = sorted(snapshot_path(scene.run_dir.snapshots, steps[-1]).iterdir())
+        spoil(draw.choice(files), draw)
+        return _send(ranks[0], signal.SIGKILL)
+
+    return inject
+
+
+def flip_byte(file: Path, draw: random.Random) -> None:
+    """One bit of it."""
+    with file.open("r+b") as opened:
+        opened.seek(draw.randrange(file.stat().st_size))
+        byte = opened.read(1)[0]
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([byte ^ 1 << draw.randrange(8)]))
+
+
+def truncate(file: Path, draw: random.Random) -> None:
+    """To any length."""
+    os.truncate(file, draw.randrange(file.stat().st_size))
+
+
+def meddle(how: Callable[[Stranger, list[str]], int]) -> Inject:
+    """Do something to some objects in the store, as a client of it that nobody asked."""
+
+    def inject(scene: Scene, draw: random.Random) -> bool:
+        path = scene.run_dir.rendezvous(scene.processes.attempt())
+        if not path.exists():
+            return False
+        with Stranger(path) as stranger:
+            keys = stranger.keys()
+            return bool(keys) and how(stranger, draw.sample(keys, max(1, len(keys) // 2))) > 0
+
+    return inject
+
+
+def jump_clock(scene: Scene, draw: random.Random) -> bool:
+    """The wall clock of all processes, by up to a day in either direction."""
+    if scene.clock is None:
+        return False
+    scene.clock.set(draw.randint(-86400, 86400))
+    return True
+
+
+KINDS = (
+    Kind("kill head", kill("head"), ATTEMPT_BACK),
+    Kind("kill master", kill("master"), ATTEMPT_BACK),
+    Kind("kill engine", kill("engine"), ENGINE_BACK),
+    Kind("kill engine's guard", kill("guard"), ENGINE_BACK),
+    Kind("kill SGLang's server", kill("server"), ENGINE_BACK),
+    Kind("kill SGLang's scheduler", kill("scheduler"), ENGINE_BACK),
+    Kind("kill agent", kill("agent"), RANKS_BACK, weight=2),
+    Kind("kill rank", kill("rank"), RANKS_BACK, weight=6),
+    Kind("kill all ranks", kill("rank", all_of_them=True), RANKS_BACK, weight=2),
+    Kind("kill controller", kill("controller")),
+    Kind("kill command", kill_command, ATTEMPT_BACK),
+    Kind("kill evaluator", kill("engine"), (), weight=0, stage="evaluating"),
+    Kind("stop head, short", stop("head", 0.2, 2), weight=5),
+    Kind("stop head, long", stop("head", 8, 15)),
+    Kind("stop master, short", stop("master", 0.2, 2), weight=5),
+    Kind("stop engine, short", stop("engine", 0.2, 2), weight=5),
+    Kind("stop engine, long", stop("engine", 8, 15)),
+    Kind("stop scheduler, short", stop("scheduler", 0.2, 2), weight=5),
+    Kind("stop scheduler, long", stop("scheduler", 8, 15)),
+    Kind("stop rank, short", stop("rank", 0.2, 2), weight=5),
+    Kind("stop rank, long", stop("rank", 8, 15)),
+    Kind("stop agent, short", stop("agent", 0.2, 2), weight=5),
+    Kind("TERM to rank", drain("rank", signal.SIGTERM), ATTEMPT_BACK),
+    Kind("TERM to agent", drain("agent", signal.SIGTERM), ATTEMPT_BACK),
+    Kind("USR2 to engine", drain("engine", signal.SIGUSR2), ATTEMPT_BACK),
+    Kind("USR2 to head", drain("head", signal.SIGUSR2), ATTEMPT_BACK),
+    Kind("cut head's connections", cut("head"), weight=8),
+    Kind("cut engine's connections", cut("engine"), weight=8),
+    Kind("cut scheduler's connections", cut("scheduler"), weight=8),
+    Kind("cut rank's connections", cut("rank"), weight=4),
+    Kind("cut master's connections", cut("master"), weight=8),
+    Kind("full disk", fill_disk, weight=4),
+    Kind("flip a snapshot's byte", damage_snapshot(flip_byte), RANKS_BACK, weight=2),
+    Kind("truncate a snapshot", damage_snapshot(truncate), RANKS_BACK, weight=2),
+    Kind("remove objects", meddle(Stranger.remove), weight=30),
+    Kind("overwrite objects", meddle(Stranger.overwrite), weight=30),
+    Kind("clock jumps", jump_clock, weight=15),
+)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> bool:
+    try:
+        process.send_signal(number)
+    except GONE:
+        return False
+    return True
+
+
+def _shut(pid: int, fd: int) -> bool:
+    """Shut a socket of another process down, by a copy of its descriptor (pidfd_getfd, Linux 5.6)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    copy = libc.syscall(PIDFD_GETFD, pidfd, fd, 0)
+    os.close(pidfd)
+    if copy < 0:
+        return False
+    with socket.socket(fileno=copy) as connection:
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,102 @@
+"""The processes of a local run by what they are, found from outside: nothing in specbatch helps."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+import psutil
+
+from specbatch.rundir import RunDir
+
+GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
+
+
+class Processes:
+    """Of one run.
+
+    Args:
+        run_dir: of the run.
+    """
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+
+    def attempt(self) -> int:
+        """The newest one; 0 before the first."""
+        return max(self.run_dir.attempts(), default=0)
+
+    def find(self, kind: str) -> list[psutil.Process]:
+        """Living processes of this kind: ``head``, ``master``, ``engine``, ``guard``, ``server``, ``scheduler``,
+        ``agent``, ``rank`` or ``controller`` (submitit's, between the command and a component)."""
+        component = {"head": "head", "engine": "inference", "agent": "training"}.get(kind)
+        if component is not None:
+            return self._component(component)
+        if kind == "master":
+            return _below(self._component("head"), "mooncake_master")
+        if kind == "rank":
+            return _below(self._component("training"), "specbatch.training.rank")
+        if kind == "controller":
+            parents = [parent for c in ("head", "inference", "training") for parent in _parents(self._component(c))]
+            return [parent for parent in parents if "submitit.local._local" in _words(parent)]
+        words = {
+            "guard": "specbatch.inference.guard",
+            "server": "sglang.launch_server",
+            "scheduler": "sglang::scheduler",
+        }
+        return _below(self._component("inference"), words[kind])
+
+    def all(self) -> list[psutil.Process]:
+        """Everything that is left of the run, whoever its parent is."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(*GONE):
+                if any(str(self.run_dir.root) in word for word in [*process.cmdline(), *process.environ().values()]):
+                    found.append(process)
+        return found
+
+    def _component(self, name: str) -> list[psutil.Process]:
+        found = []
+        for log in sorted((self.run_dir.attempt(self.attempt()) / "logs").glob(f"{name}-*.log")):
+            started = re.findall(r"started pid=(\d+)", log.read_text(errors="replace"))
+            with contextlib.suppress(*GONE, IndexError):
+                process = psutil.Process(int(started[-1]))
+                if str(self.run_dir.root) in _words(process):
+                    found.append(process)
+        return found
+
+
+def _below(ancestors: list[psutil.Process], word: str) -> list[psutil.Process]:
+    """Descendants with a word in their command line that their parents do not have in it."""
+    found = []
+    for ancestor in ancestors:
+        with contextlib.suppress(*GONE):
+            for process in ancestor.children(recursive=True):
+                if word in _words(process) and _runs(process, word):
+                    found.append(process)
+    return found
+
+
+def _runs(process: psutil.Process, word: str) -> bool:
+    """Whether the process is what the word names, and not one that starts it."""
+    with contextlib.suppress(*GONE):
+        if "specbatch.inference.guard" in process.cmdline():
+            return word == "specbatch.inference.guard"
+        return True
+    return False
+
+
+def _parents(processes: list[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with contextlib.suppress(*GONE):
+            parent = process.parent()
+            if parent is not None:
+                found.append(parent)
+    return found
+
+
+def _words(process: psutil.Process) -> str:
+    with contextlib.suppress(*GONE):
+        return " ".join(process.cmdline())
+    return ""
