@@ -73,6 +73,8 @@ class Client:
         self._lock = threading.Lock()
         self._idle: list[zmq.Socket[bytes]] = []
         self._closed = False
+        self._generation = 0
+        """Of the rank that joined."""
 
     def claim(self, engine: str, most: int) -> Claims:
         """Packs to compute, at most ``most``; returns after at most about `LONG_POLL_S`, possibly without any."""
@@ -96,23 +98,24 @@ class Client:
         Args:
             generation: how often the ranks were started again (``TORCHELASTIC_RESTART_COUNT``).
         """
+        self._generation = generation
         self._ask(Join(rank, world, segment, segment_bytes, step, generation), Done)
 
     def wait(self, rank: int, packs: list[PackId]) -> Packs:
         """Those of ``packs`` that are stored or void; after at most about `LONG_POLL_S` possibly none."""
-        return self._ask(Wait(rank, tuple(packs)), Packs)
+        return self._ask(Wait(rank, tuple(packs), self._generation), Packs)
 
     def begin(self, rank: int, step: int) -> Go:
         """Whether the step may be trained; after at most about `LONG_POLL_S` possibly not yet."""
-        return self._ask(Begin(rank, step), Go)
+        return self._ask(Begin(rank, step, self._generation), Go)
 
     def lost(self, rank: int, pack: PackId, claim: int, why: str) -> None:
         """What this claim's manifest names is not there, or not what it was: have it computed again."""
-        self._ask(Lost(rank, pack, claim, why), Done)
+        self._ask(Lost(rank, pack, claim, why, self._generation), Done)
 
     def trained(self, rank: int, step: int) -> None:
         """Report a step as trained, after its packs were removed from the store."""
-        self._ask(Trained(rank, step), Done)
+        self._ask(Trained(rank, step, self._generation), Done)
 
     def drain(self, why: str) -> None:
         """End the attempt at the next step's boundary."""

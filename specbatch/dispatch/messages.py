@@ -8,12 +8,15 @@ at most ``LONG_POLL_S``.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from specbatch.manifest import Manifest, PackId
 
 LONG_POLL_S = 1.0
+_T = TypeVar("_T")
 
 
 class Phase(enum.StrEnum):
@@ -120,8 +123,9 @@ class Join(Request, frozen=True):
     segment_bytes: int
     step: int
     generation: int = 0
-    """How often the ranks were started again: those of one world have the same number, and a later one's
-    world replaces it. Where nobody counts, a rank that joins again starts a new world."""
+    """How often the ranks were started again: those of one world have the same number, a later one's world replaces
+    it, and what ranks of an earlier one still say is refused. Where nobody counts, a rank that joins again with other
+    memory starts a new world."""
 
 
 class Wait(Request, frozen=True):
@@ -129,6 +133,7 @@ class Wait(Request, frozen=True):
 
     rank: int
     packs: tuple[PackId, ...]
+    generation: int = 0
 
 
 class Packs(Reply, frozen=True):
@@ -146,6 +151,7 @@ class Begin(Request, frozen=True):
 
     rank: int
     step: int
+    generation: int = 0
 
 
 class Go(Reply, frozen=True):
@@ -162,6 +168,7 @@ class Lost(Request, frozen=True):
     pack: PackId
     claim: int
     why: str
+    generation: int = 0
 
 
 class Trained(Request, frozen=True):
@@ -169,6 +176,7 @@ class Trained(Request, frozen=True):
 
     rank: int
     step: int
+    generation: int = 0
 
 
 # Anybody
@@ -204,6 +212,17 @@ class EngineReport(msgspec.Struct, frozen=True):
     """Packs that it stored."""
 
 
+class Refusals(msgspec.Struct, frozen=True):
+    """What the server refused since it started."""
+
+    peers: int = 0
+    """Connections without the attempt's key."""
+    messages: int = 0
+    """Messages of known peers that were no request, or too long."""
+    requests: int = 0
+    """Requests that made no sense."""
+
+
 class Report(Reply, frozen=True):
     phase: Phase
     why: str
@@ -226,6 +245,7 @@ class Report(Reply, frozen=True):
     void: tuple[tuple[PackId, str], ...]
     error: str = ""
     """Why the run can never go on like this; empty if it can."""
+    refused: Refusals = Refusals()
 
 
 AnyRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status
@@ -237,7 +257,23 @@ MAX_MESSAGE_BYTES = 16 << 20
 
 encode = msgspec.msgpack.Encoder().encode
 """Any request or reply as it goes over the wire."""
-decode_request = msgspec.msgpack.Decoder(AnyRequest).decode
-"""Validated; raises `msgspec.DecodeError`."""
-decode_reply = msgspec.msgpack.Decoder(AnyReply).decode
-"""Validated; raises `msgspec.DecodeError`."""
+_requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
+_replies: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply)
+
+
+def decode_request(data: bytes) -> AnyRequest:
+    """Validated; raises `msgspec.DecodeError`, and nothing else, whatever the data."""
+    return _decode(_requests.decode, data)
+
+
+def decode_reply(data: bytes) -> AnyReply:
+    """As `decode_request`."""
+    return _decode(_replies.decode, data)
+
+
+def _decode(decode: Callable[[bytes], _T], data: bytes) -> _T:
+    try:
+        return decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        # msgspec lets them pass: a string that is no UTF-8, and lists in lists without end.
+        raise msgspec.DecodeError(f"{type(error).__name__}: {error}") from error

@@ -6,7 +6,9 @@ owner can read it; it is written whole or not at all; and a component of another
 
 from __future__ import annotations
 
+import os
 import secrets
+import stat
 import time
 from pathlib import Path
 
@@ -62,20 +64,33 @@ class Keys(msgspec.Struct, frozen=True):
 
 
 def publish(path: Path, rendezvous: Rendezvous) -> None:
-    """Write the file, whole, readable for its owner only."""
+    """Write the file, whole, readable for its owner only.
+
+    Raises:
+        RunError: the file system lets others read it all the same; the file is deleted again.
+    """
     write_whole(path, msgspec.json.format(msgspec.json.encode(rendezvous)) + b"\n", mode=0o600)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        path.unlink()
+        raise RunError(
+            f"{path}: others could read the keys of this attempt, since files here have the mode {mode:o}: "
+            "take a run.dir on another file system"
+        )
 
 
 def wait_for(path: Path, attempt: int, timeout_s: float) -> Rendezvous:
     """Read the file as soon as it is there.
 
     Raises:
-        RunError: if it is not there in time, is not readable, or belongs to another attempt.
+        RunError: if it is not there in time, is not readable, belongs to another attempt, or to another user, whose
+            word is not taken for where to connect.
     """
     until = time.monotonic() + timeout_s
     while True:
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                owner, data = os.fstat(file.fileno()).st_uid, file.read()
             break
         except FileNotFoundError:
             pass
@@ -87,6 +102,8 @@ def wait_for(path: Path, attempt: int, timeout_s: float) -> Rendezvous:
                 "see the head's log in the same directory"
             )
         time.sleep(POLL_S)
+    if owner != os.geteuid():
+        raise RunError(f"{path}: is of the user {owner}, and this process of {os.geteuid()}: it is not believed")
     try:
         rendezvous = msgspec.json.decode(data, type=Rendezvous)
     except msgspec.DecodeError as error:

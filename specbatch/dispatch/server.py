@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 import zmq
 from zmq.utils import z85
+from zmq.utils.monitor import recv_monitor_message
 
 from specbatch.dispatch.messages import (
     LONG_POLL_S,
@@ -27,6 +28,7 @@ from specbatch.dispatch.messages import (
     AnyRequest,
     Claim,
     Drain,
+    Refusals,
     Refused,
     Report,
     decode_request,
@@ -97,6 +99,9 @@ class Server:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.port = self._socket.bind_to_random_port(f"tcp://{host}")
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        )
         self._lock = threading.Lock()
         self._drains: SimpleQueue[str] = SimpleQueue()
         self._garbage: SimpleQueue[tuple[PackId, int | None] | None] = SimpleQueue()
@@ -104,10 +109,7 @@ class Server:
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self.refused_messages = 0
-        """Messages that were no request."""
-        self.refused_peers = 0
-        """Connections with another key than the attempt's."""
+        self._refused = Refusals()
 
     def start(self) -> None:
         """Begin to answer."""
@@ -144,7 +146,7 @@ class Server:
         if self._failure is not None:
             raise RuntimeError("the dispatcher's thread ended") from self._failure
         with self._lock:
-            return self._dispatcher.report(time.monotonic())
+            return self._with_refusals(self._dispatcher.report(time.monotonic()))
 
     def drain(self, why: str) -> None:
         """End the attempt at the next step's boundary; can be called in a signal handler."""
@@ -161,11 +163,14 @@ class Server:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._door, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
         version, ticked = -1, 0.0
         while not self._stop.is_set():
             ready = dict(poller.poll(int(TICK_S * 1000)))
             if self._door in ready:
                 self._let_in()
+            if self._monitor in ready:
+                self._count_failed_handshakes()
             with self._lock:
                 now = time.monotonic()
                 if self._socket in ready:
@@ -196,10 +201,23 @@ class Server:
         version, request_id, _domain, address, _identity, mechanism, *credentials = self._door.recv_multipart()
         known = mechanism == b"CURVE" and credentials == [self._allowed]
         if not known:
-            self.refused_peers += 1
             log.warning("refused a connection with another attempt's key address=%s", address.decode(errors="replace"))
         verdict = (b"200", b"OK") if known else (b"400", b"not a key of this attempt")
         self._door.send_multipart([version, request_id, *verdict, b"", b""])
+
+    def _count_failed_handshakes(self) -> None:
+        """Whoever had another key, none, or did not speak the protocol: libzmq has closed the connection."""
+        while self._monitor.poll(0):
+            recv_monitor_message(self._monitor)
+            self._refuse(peers=1)
+
+    def _refuse(self, **one: int) -> None:
+        """Count."""
+        counts = {name: getattr(self._refused, name) + more for name, more in one.items()}
+        self._refused = msgspec.structs.replace(self._refused, **counts)
+
+    def _with_refusals(self, report: Report) -> Report:
+        return msgspec.structs.replace(report, refused=self._refused)
 
     def _read(self, now: float) -> None:
         for _ in range(BATCH):
@@ -213,9 +231,8 @@ class Server:
                     raise msgspec.DecodeError(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
                 request: AnyRequest = decode_request(data)
             except msgspec.DecodeError as error:
-                self.refused_messages += 1
                 log.warning("refused a message that is no request why=%s", error)
-                self._send(envelope, Refused(f"not a request: {error}"))
+                self._send(envelope, Refused(f"not a request: {error}"), messages=1)
                 continue
             self._handle(_Held(envelope, request, now + LONG_POLL_S), now)
 
@@ -240,7 +257,11 @@ class Server:
                 del self._held[key]
                 self._send(held.envelope, reply)
 
-    def _send(self, envelope: list[bytes], reply: AnyReply) -> None:
+    def _send(self, envelope: list[bytes], reply: AnyReply, *, messages: int = 0) -> None:
+        if isinstance(reply, Refused):
+            self._refuse(messages=messages, requests=1 - messages)
+        if isinstance(reply, Report):
+            reply = self._with_refusals(reply)
         try:
             self._socket.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
         except zmq.Again:

@@ -56,8 +56,6 @@ class World:
     segments: dict[int, str] = field(default_factory=dict)
     segment_bytes: dict[int, int] = field(default_factory=dict)
     trained: dict[int, int] = field(default_factory=dict)
-    active: set[int] = field(default_factory=set)
-    """Ranks that asked for something since they joined."""
 
     @property
     def complete(self) -> bool:
@@ -141,9 +139,8 @@ class Dispatcher:
             case Status():
                 return self.report(now)
         world = self._world
-        if world is None or request.rank not in world.segments:
+        if world is None or request.rank not in world.segments or request.generation != world.generation:
             return Refused(f"rank {request.rank} is not of the present world: it has to join")
-        world.active.add(request.rank)
         match request:
             case Wait():
                 return self._wait(world, request, last)
@@ -248,7 +245,7 @@ class Dispatcher:
         if world and (world.generation, world.size, world.step) == (request.generation, request.world, request.step):
             if request.rank not in world.segments:
                 return self._add(world, request)
-            if world.segments[request.rank] == request.segment and request.rank not in world.active:
+            if world.segments[request.rank] == request.segment:
                 return Done()
         self._world = world = World(request.world, request.generation, request.step)
         self._journal.event("world", ranks=request.world, step=request.step, generation=request.generation)

@@ -1,7 +1,8 @@
 """One server of unmodified SGLang as a child process.
 
-The server listens on a free port of the loopback interface, runs in a session of its own under `guard`, and is gone
-when its owner leaves the context or dies. It writes to a log file of its own.
+The server listens on a free port of the loopback interface, answers nobody who lacks the key that it was started with,
+runs in a session of its own under `guard`, and is gone when its owner leaves the context or dies. It writes to a log
+file of its own.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -93,6 +96,8 @@ class SGLangServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._local = threading.local()
+        self._key = secrets.token_urlsafe()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> SGLangServer:
         self.start()
@@ -131,8 +136,10 @@ class SGLangServer:
         if process is None:
             return
         assert process.stdin is not None
+        assert self._folder is not None
         process.stdin.close()
         process.wait()
+        self._folder.cleanup()
 
     def alive(self) -> bool:
         """Whether the server's process runs."""
@@ -169,6 +176,7 @@ class SGLangServer:
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
             self._local.session.trust_env = False
+            self._local.session.headers["Authorization"] = f"Bearer {self._key}"
         try:
             answer = self._local.session.request(method, self.url + path, timeout=(10.0, timeout_s), **options)
         except requests.Timeout as error:
@@ -184,7 +192,7 @@ class SGLangServer:
         port = _free_port()
         arguments |= {"host": "127.0.0.1", "port": port, "skip_server_warmup": True}
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "sglang.launch_server", *command_line(arguments)]
+        command = [sys.executable, "-m", "sglang.launch_server", *self._hidden(), *command_line(arguments)]
         guard = [sys.executable, "-m", "specbatch.inference.guard", str(os.getpid()), str(self.grace_s)]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
@@ -200,6 +208,13 @@ class SGLangServer:
                 start_new_session=True,
             )
         logger.info("engine starting url=%s log=%s pid=%d", self.url, self.log, self._process.pid)
+
+    def _hidden(self) -> list[str]:
+        """Options whose values no other user may read in the list of processes: they are in a file of our own."""
+        self._folder = tempfile.TemporaryDirectory(prefix="specbatch-")
+        path = Path(self._folder.name) / "key.yaml"
+        path.write_text(json.dumps({"api_key": self._key}))
+        return ["--config", str(path)]
 
     def _environment(self, ranks: int) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES}

@@ -209,6 +209,7 @@ class _Watch:
                 "waiting": who_waits(report),
                 "lost": report.lost,
                 "failed": report.failed,
+                "refused": msgspec.to_builtins(report.refused),
                 "void": [{"pack": f"{e}.{i}", "why": why} for (e, i), why in report.void],
             },
         )

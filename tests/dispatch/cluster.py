@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from specbatch.dispatch.messages import (
@@ -90,7 +91,9 @@ class Cluster:
     """Steps and packs, in the order in which they were trained."""
 
     def ask(self, request: AnyRequest, *, last: bool = True) -> AnyReply | None:
-        """A request, and what the store does about the garbage."""
+        """A request, and what the store does about the garbage. Ranks speak as those of the present generation."""
+        if isinstance(request, Wait | Begin | Lost | Trained):
+            request = msgspec.structs.replace(request, generation=self.generation)
         reply = self.dispatcher.handle(request, self.now, last=last)
         self.sweep()
         return reply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from pathlib import Path
@@ -34,6 +35,26 @@ def test_what_is_published_is_read_and_only_its_owner_can_read_it(tmp_path: Path
     assert wait_for(path, 1, 0.0) == rendezvous
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [p.name for p in path.parent.iterdir()] == ["rendezvous.json"]
+
+
+def test_no_umask_opens_it_to_others(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        publish(tmp_path / "rendezvous.json", make_rendezvous())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "rendezvous.json").stat().st_mode) == 0o600
+
+
+def test_what_another_user_wrote_is_not_believed(tmp_path: Path):
+    path = tmp_path / "rendezvous.json"
+    if os.geteuid() == 0:
+        publish(path, make_rendezvous())
+        os.chown(path, 65534, -1)
+    else:
+        path.symlink_to("/etc/passwd")
+    with pytest.raises(RunError, match="it is not believed"):
+        wait_for(path, 1, 0.0)
 
 
 def test_it_is_waited_for(tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +10,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 import pytest
-import zmq
 
 from specbatch.dispatch.client import Client, DispatcherGone, RequestRefused
-from specbatch.dispatch.messages import LONG_POLL_S, MAX_MESSAGE_BYTES, Phase
+from specbatch.dispatch.messages import LONG_POLL_S, Phase
 from specbatch.dispatch.rendezvous import Keys, Rendezvous
 from specbatch.dispatch.server import Server
 from specbatch.plan import Plan
@@ -182,56 +180,11 @@ def test_drain_from_the_head_reaches_everybody(head: Head, client: Client):
     assert client.status().why == "signal 15"
 
 
-def test_the_key_of_another_attempt_is_refused_and_counted(head: Head, client: Client):
-    other = Keys.new()
-    stranger = Client(
-        msgspec.structs.replace(head.rendezvous, client_public=other.client_public, client_secret=other.client_secret),
-        deadline_s=0.5,
-    )
-    with pytest.raises(DispatcherGone, match="did not answer status"):
-        stranger.status()
-    stranger.close()
-    assert head.server.refused_peers >= 1
-    assert client.status().phase is Phase.WORK
-
-
 def test_a_client_does_not_talk_to_another_attempts_server(head: Head):
     misled = Client(msgspec.structs.replace(head.rendezvous, server_public=Keys.new().server_public), deadline_s=0.5)
     with pytest.raises(DispatcherGone):
         misled.status()
     misled.close()
-
-
-def raw_socket(head: Head, context: zmq.Context) -> zmq.Socket:
-    raw = context.socket(zmq.REQ)
-    raw.linger = 0
-    raw.curve_serverkey = head.rendezvous.server_public.encode()
-    raw.curve_publickey = head.rendezvous.client_public.encode()
-    raw.curve_secretkey = head.rendezvous.client_secret.encode()
-    raw.connect(f"tcp://127.0.0.1:{head.rendezvous.dispatcher_port}")
-    return raw
-
-
-@pytest.mark.parametrize(
-    "message",
-    [b"", b"\xc1", msgspec.msgpack.encode({"kind": "claim"}), msgspec.msgpack.encode({"kind": "nonsense"}), None],
-    ids=["empty", "no msgpack", "incomplete", "unknown", "too long"],
-)
-def test_what_is_no_request_is_refused_and_counted(head: Head, client: Client, message: bytes | None):
-    if message is None:
-        message = b"\0" * (MAX_MESSAGE_BYTES + 1)
-    with zmq.Context() as context, raw_socket(head, context) as raw:
-        raw.send(message)
-        assert raw.poll(10_000)
-        assert msgspec.msgpack.decode(raw.recv())["kind"] == "refused"
-    assert head.server.refused_messages == 1
-    assert client.status().phase is Phase.WORK
-
-
-def test_noise_on_the_port_disturbs_nobody(head: Head, client: Client):
-    with socket.create_connection(("127.0.0.1", head.rendezvous.dispatcher_port)) as noise:
-        noise.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
-        assert client.status().phase is Phase.WORK
 
 
 def test_a_request_that_makes_no_sense_raises_at_its_sender(head: Head, client: Client):

@@ -147,10 +147,26 @@ def test_a_rank_that_joins_again_after_it_worked_starts_a_new_world():
     cluster = make_cluster()
     cluster.store("a", cluster.claim("a", 1)[0])
     cluster.ask(Begin(1, 1))
-    cluster.join_rank(1, 0)
+    cluster.ask(Join(1, 2, "other memory", 100, 0, cluster.generation))
     assert cluster.dispatcher.report(0.0).ranks == 1
     assert isinstance(cluster.ask(Begin(0, 1)), Refused)
     cluster.join_rank(0, 0)
+    cluster.finish()
+
+
+def test_a_join_that_comes_again_after_the_rank_worked_changes_nothing():
+    cluster = make_cluster()
+    cluster.store("a", cluster.claim("a", 1)[0])
+    cluster.ask(Begin(1, 1))
+    assert cluster.join_rank(1, 0) == Done()
+    assert cluster.dispatcher.report(0.0).stored == 1
+    cluster.finish()
+
+
+def test_what_a_rank_of_an_earlier_generation_said_last_is_refused():
+    cluster = make_cluster()
+    cluster.join(0)
+    assert isinstance(cluster.dispatcher.handle(Trained(0, 1, cluster.generation - 1), 0.0), Refused)
     cluster.finish()
 
 

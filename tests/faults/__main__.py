@@ -9,22 +9,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.campaign import Campaign
-from tests.faults.table import table
-from tests.tiny_target import make_tiny_target
+from tests.faults.simulation import simulate
+from tests.faults.table import simulated, table
 
-
-def say(text: str) -> None:
-    """A line for whoever waits."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+SAY_S = 20.0
 
 
 def main() -> int:
-    """Disturb runs until so many faults were injected; 1 if one did not recover or came to something else."""
+    """Disturb runs, or simulated ones, until so many faults happened; 1 if something that must hold did not."""
     parser = argparse.ArgumentParser(
         prog="tools/faults",
         description="Disturb runs of a tiny target on purpose, from a seed, and compare what they come to, bit for "
-        "bit, with a run that was not disturbed.",
+        "bit, with a run that was not disturbed. With --simulate: put faults to the dispatcher's state machine, with "
+        "everything around it simulated.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Of kinds, order and details.")
     parser.add_argument("--faults", type=int, default=100, help="How many.")
@@ -32,18 +29,43 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=150, help="Of each run.")
     parser.add_argument("--evaluate-every", type=int, default=8, help="Runs between two whose evaluator is killed.")
     parser.add_argument("--minutes", type=float, default=1e9, help="Begin no run after so long.")
+    parser.add_argument("--simulate", type=int, metavar="N", help="So many faults, simulated.")
     parser.add_argument("--table", type=Path, help="Where the table goes, besides standard output.")
-    parser.add_argument("--folder", type=Path, help="For the runs; a temporary one if not given.")
+    parser.add_argument("--folder", type=Path, help="For the runs, and to go on with them; temporary if not given.")
     options = parser.parse_args()
     # So that nothing of a run is left when this is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    found, failure = _simulate(options) if options.simulate else _disturb(options)
+    print(found)
+    if options.table:
+        options.table.write_text(found)
+    if failure is not None:
+        print(failure, file=sys.stderr)
+    return 1 if failure else 0
+
+
+def _simulate(options: argparse.Namespace) -> tuple[str, AssertionError | None]:
+    began = told = time.monotonic()
+    for stats in simulate(options.seed, options.simulate):
+        if time.monotonic() - told > SAY_S:
+            told = time.monotonic()
+            say(f"{stats.faults.total()} faults")
+    return simulated(stats, options.seed, time.monotonic() - began), None
+
+
+def _disturb(options: argparse.Namespace) -> tuple[str, AssertionError | None]:
+    from tests.faults.campaign import Campaign
+    from tests.tiny_target import make_tiny_target
+
     began = time.monotonic()
+    failure = None
     with tempfile.TemporaryDirectory(prefix="specbatch-faults-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "target"
-        campaign = Campaign(folder, make_tiny_target(target), options.seed, options.steps, say)
-        failure = None
+        if not target.exists():
+            make_tiny_target(target)
+        campaign = Campaign(folder, target, options.seed, options.steps, say)
         try:
             expected = campaign.undisturbed()
             while campaign.injected() < options.faults and time.monotonic() - began < 60 * options.minutes:
@@ -52,14 +74,13 @@ def main() -> int:
                 campaign.disturb(left, expected, prompts)
         except AssertionError as error:
             failure = error
-    found = f"Seed {options.seed}, {campaign.injected()} faults in {campaign.runs} runs of {options.steps} steps.\n\n"
-    found += table(campaign.tallies)
-    print(found)
-    if options.table:
-        options.table.write_text(found)
-    if failure is not None:
-        print(failure, file=sys.stderr)
-    return 1 if failure else 0
+    head = f"Seed {options.seed}: {campaign.injected()} faults in {campaign.runs} runs of {options.steps} steps.\n\n"
+    return head + table(campaign.tallies), failure
+
+
+def say(text: str) -> None:
+    """A line for whoever waits."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 if __name__ == "__main__":

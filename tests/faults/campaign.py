@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
+from specbatch.rundir import write_json
 from tests.faults.clock import Clock
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.scene import Scene
-from tests.faults.tinyrun import Result
+from tests.faults.tally import Tally
+from tests.faults.tinyrun import Result, result_of
 
 HASTY = 0.1
 """Share of the faults that do not wait until the one before is over."""
@@ -20,39 +25,33 @@ TRIES = 40
 """How often a fault looks for something to hit, a little later each time."""
 
 
-@dataclass
-class Tally:
-    """What became of the faults of one kind."""
-
-    count: int = 0
-    recovered: int = 0
-    retrained: list[int] = field(default_factory=list)
-    """Steps that were trained again, for each fault that was waited for."""
-    seconds: list[float] = field(default_factory=list)
-    """From the fault until the run had recovered and trained a step."""
-
-
 class Campaign:
     """Runs, faults and what came of them.
 
     Args:
-        folder: for all runs; those that differ or did not recover stay there.
+        folder: for all runs; those that differ or did not recover stay there. What earlier campaigns counted there is
+            added to.
         steps: of each run.
         say: told what happens.
     """
 
     def __init__(self, folder: Path, target: Path, seed: int, steps: int, say: Callable[[str], None] = print) -> None:
         self.folder, self.target, self.steps, self.say = folder, target, steps, say
+        self._kept = folder / "tallies.json"
+        known = json.loads(self._kept.read_text()) if self._kept.exists() else {"runs": 0, "tallies": {}}
         self.tallies: dict[str, Tally] = defaultdict(Tally)
-        self.runs = 0
+        self.tallies.update({name: Tally(**facts) for name, facts in known["tallies"].items()})
+        self.runs = known["runs"]
         self._seed = seed
         self._clock = Clock(folder)
-        self._schedule = schedule(seed)
+        self._schedule = itertools.islice(schedule(seed), self.injected(), None)
         self._next: Kind | None = None
 
     def undisturbed(self) -> Result:
         """The run to compare with."""
         scene = Scene(self.folder / "undisturbed", self.target, self.steps)
+        if scene.run_dir.export.exists():
+            return result_of(scene.run_dir)
         try:
             scene.go_on()
             return scene.finish()
@@ -80,9 +79,12 @@ class Campaign:
             scene.kill()
         for kind in open_faults:
             self.tallies[kind.name].recovered += 1
+        history = scene.trained()
         if different := result.differences(expected):
             raise AssertionError(f"run {self.runs} in {scene.folder} differs: {'; '.join(different)}")
-        again = len(scene.trained()) - self.steps
+        write_json(self._kept, {"runs": self.runs, "tallies": {n: asdict(tally) for n, tally in self.tallies.items()}})
+        shutil.rmtree(scene.folder)
+        again = len(history) - self.steps
         self.say(f"run {self.runs}: equal to the last bit, {scene.starts} starts, {again} steps trained again")
 
     def injected(self) -> int:
@@ -94,7 +96,7 @@ class Campaign:
         for _ in range(faults):
             kind, self._next = self._next or next(self._schedule), None
             draw = random.Random(f"{self._seed}/{self.injected()}")
-            time.sleep(draw.uniform(0.0, 0.7))
+            time.sleep(draw.uniform(0.0, 0.3))
             after, trained, began = scene.marks(), len(scene.trained()), time.monotonic()
             if not self._hit(scene, kind, draw):
                 self._next = kind

@@ -24,6 +24,9 @@ RANKS_BACK: tuple[Sign, ...] = (("training", " joined rank=0 "), TRAINED)
 ENGINE_BACK: tuple[Sign, ...] = (("inference", " engine ready "), ("inference", " stored pack="), TRAINED)
 ATTEMPT_BACK: tuple[Sign, ...] = (("training", " joined rank=0 "), ("inference", " stored pack="), TRAINED)
 PIDFD_GETFD = 438
+SHORT_S = (0.1, 1.0)
+LONG_S = (8.0, 15.0)
+"""An engine loses its claims after 4 s, a rank its memory after 10, a head its engines after 30."""
 FULL_BYTES = 100 << 10
 """A file of a full disk grows no longer than this; snapshots of the tiny draft are longer, its metrics are not."""
 
@@ -151,12 +154,12 @@ def meddle(how: Callable[[Stranger, list[str]], int]) -> Inject:
     """Do something to some objects in the store, as a client of it that nobody asked."""
 
     def inject(scene: Scene, draw: random.Random) -> bool:
-        path = scene.run_dir.rendezvous(scene.processes.attempt())
-        if not path.exists():
-            return False
-        with Stranger(path) as stranger:
+        try:
+            stranger = scene.stranger()
             keys = stranger.keys()
-            return bool(keys) and how(stranger, draw.sample(keys, max(1, len(keys) // 2))) > 0
+        except OSError:
+            return False
+        return bool(keys) and how(stranger, draw.sample(keys, max(1, len(keys) // 2))) > 0
 
     return inject
 
@@ -182,16 +185,17 @@ KINDS = (
     Kind("kill controller", kill("controller")),
     Kind("kill command", kill_command, ATTEMPT_BACK),
     Kind("kill evaluator", kill("engine"), (), weight=0, stage="evaluating"),
-    Kind("stop head, short", stop("head", 0.2, 2), weight=5),
-    Kind("stop head, long", stop("head", 8, 15)),
-    Kind("stop master, short", stop("master", 0.2, 2), weight=5),
-    Kind("stop engine, short", stop("engine", 0.2, 2), weight=5),
-    Kind("stop engine, long", stop("engine", 8, 15)),
-    Kind("stop scheduler, short", stop("scheduler", 0.2, 2), weight=5),
-    Kind("stop scheduler, long", stop("scheduler", 8, 15)),
-    Kind("stop rank, short", stop("rank", 0.2, 2), weight=5),
-    Kind("stop rank, long", stop("rank", 8, 15)),
-    Kind("stop agent, short", stop("agent", 0.2, 2), weight=5),
+    Kind("stop head, short", stop("head", *SHORT_S), weight=5),
+    Kind("stop head, long", stop("head", *LONG_S)),
+    Kind("stop master, short", stop("master", *SHORT_S), weight=5),
+    Kind("stop engine, short", stop("engine", *SHORT_S), weight=5),
+    Kind("stop master, long", stop("master", *LONG_S)),
+    Kind("stop engine, long", stop("engine", *LONG_S)),
+    Kind("stop scheduler, short", stop("scheduler", *SHORT_S), weight=5),
+    Kind("stop scheduler, long", stop("scheduler", *LONG_S)),
+    Kind("stop rank, short", stop("rank", *SHORT_S), weight=5),
+    Kind("stop rank, long", stop("rank", *LONG_S)),
+    Kind("stop agent, short", stop("agent", *SHORT_S), weight=5),
     Kind("TERM to rank", drain("rank", signal.SIGTERM), ATTEMPT_BACK),
     Kind("TERM to agent", drain("agent", signal.SIGTERM), ATTEMPT_BACK),
     Kind("USR2 to engine", drain("engine", signal.SIGUSR2), ATTEMPT_BACK),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 import numpy as np
@@ -16,25 +16,27 @@ BUFFER_BYTES = 16 << 20
 
 
 class Stranger:
-    """A context manager.
+    """To be closed, which takes 2 s.
 
     Args:
         rendezvous: of the attempt. Of what stands in it only addresses are used: the store asks for no key.
+
+    Raises:
+        ConnectionError: the store is gone.
     """
 
     def __init__(self, rendezvous: Path) -> None:
         self._at = msgspec.json.decode(rendezvous.read_bytes(), type=Rendezvous)
         self._store = store_module().MooncakeDistributedStore()
-
-    def __enter__(self) -> Stranger:
         master = f"{self._at.host}:{self._at.master_port}"
+        with socket.create_connection((self._at.host, self._at.master_port), timeout=5):
+            # Mooncake would try for 90 s.
+            pass
         if code := self._store.setup(self._at.host, "P2PHANDSHAKE", 0, BUFFER_BYTES, "tcp", "", master):
             raise ConnectionError(f"the store at {master} refused a stranger: code {code}")
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Leave."""
         self._store.close()
 
     def keys(self) -> list[str]:

@@ -15,6 +15,7 @@ import psutil
 
 from specbatch.rundir import RunDir, read_json
 from tests.faults.clock import Clock
+from tests.faults.objects import Stranger
 from tests.faults.processes import Processes
 from tests.faults.tinyrun import Result, result_of, write_run
 
@@ -46,6 +47,7 @@ class Scene:
         self.processes = Processes(self.run_dir)
         self.command: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self._strangers: dict[int, Stranger] = {}
 
     def go_on(self) -> None:
         """Start the command: ``run`` at first, ``resume`` later."""
@@ -83,8 +85,21 @@ class Scene:
         self.go_on()
         return False
 
+    def stranger(self) -> Stranger:
+        """At the store of this attempt.
+
+        Raises:
+            OSError: there is none.
+        """
+        attempt = self.processes.attempt()
+        if attempt not in self._strangers:
+            self._strangers[attempt] = Stranger(self.run_dir.rendezvous(attempt))
+        return self._strangers[attempt]
+
     def kill(self) -> None:
         """End whatever is left."""
+        for stranger in self._strangers.values():
+            stranger.close()
         if self.command is not None and self.command.poll() is None:
             self.command.kill()
             self.command.wait()

@@ -1,11 +1,15 @@
-"""What came of a campaign, as a Markdown table."""
+"""What came of faults, in Markdown."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from tests.faults.campaign import Tally
+from tests.faults.tally import Tally
+
+if TYPE_CHECKING:
+    from tests.faults.simulation import Stats
 
 HEAD = ("fault", "count", "recovered", "steps retrained: mean", "most", "seconds to the next step: median", "most")
 
@@ -34,4 +38,16 @@ def _row(name: str, tally: Tally) -> tuple[str, ...]:
         str(max(steps)),
         f"{statistics.median(seconds):.1f}",
         f"{max(seconds):.1f}",
+    )
+
+
+def simulated(stats: Stats, seed: int, seconds: float) -> str:
+    """What came of a simulation."""
+    rows = [("fault", "count"), ("---", "---:")]
+    rows += [(name.replace("_", " "), str(count)) for name, count in sorted(stats.faults.items())]
+    return (
+        f"Seed {seed}: {stats.faults.total()} faults in {stats.lives} simulated runs, {stats.events} events, "
+        f"{stats.steps} steps of which {stats.retrained} were trained again, {stats.simulated_s:.0f} simulated seconds "
+        f"in {seconds:.0f} s. Every run trained its plan, each step once and in order.\n\n"
+        + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     )
