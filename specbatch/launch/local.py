@@ -77,12 +77,17 @@ def _run(run_dir: RunDir, config: Config) -> int:
                 run_dir.attempt(attempt).mkdir(parents=True, mode=0o700)
                 begin_attempt(run_dir, attempt)
                 code = _Foreground(run_dir, config, attempt, display, interrupts).watch()
-                why = _curable(run_dir, attempt) if code == FAILED and not interrupts.asked else ""
+                why = _curable(run_dir, attempt) if code == FAILED and not _unwanted(run_dir, interrupts) else ""
                 if not why or not patience.again(last_step(run_dir.metrics)):
                     break
                 display.say(f"attempt {attempt} ended: {why}; another one goes on from the newest snapshot")
     _report(run_dir, code, display.seconds)
     return code
+
+
+def _unwanted(run_dir: RunDir, interrupts: _Interrupts) -> bool:
+    """Whether somebody wants the run to end."""
+    return interrupts.asked > 0 or run_dir.cancelled.exists()
 
 
 def _curable(run_dir: RunDir, attempt: int) -> str:
