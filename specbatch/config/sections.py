@@ -147,6 +147,9 @@ class Training:
     """AdamW's."""
     max_grad_norm: Annotated[float, above(0)] = 0.5
     """Gradients are scaled down to this norm."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What a loss or a gradient does that is NaN or infinite: stop the run, naming the samples, or skip the step's
+    update, which costs one more message between ranks at each step."""
     evaluate_interval_steps: Count | None = None
     """Steps between two evaluations on packs of `data.heldout`, which the engines compute first; not given: none."""
     evaluate_packs: Count = 16

@@ -7,6 +7,7 @@ pack's current one changes nothing, except that its objects are garbage.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ RETRY_S = 1.0
 VOID_ENGINES = 2
 VOID_FAILURES = 3
 """A pack is void after failures on so many engines, or so many failures in all."""
+VOID_LOSSES = 10
+"""A pack that was stored and lost so often is void, too: else a store that keeps nothing whole would go unnoticed."""
 
 
 @dataclass(slots=True)
@@ -84,6 +87,7 @@ class Engines:
         self._engines: dict[str, Engine] = {}
         self._held: dict[int, PackId] = {}
         self._failures: dict[PackId, list[tuple[str, str]]] = {}
+        self._losses: Counter[PackId] = Counter()
         self.lost = self.failed = 0
 
     def hear(self, name: str, now: float) -> Engine:
@@ -183,8 +187,11 @@ class Engines:
         entry = self._current(request.claim, request.pack)
         if entry is not None and entry.state is State.STORED and entry.bytes:
             self.lost += 1
+            self._losses[entry.id] += 1
             self._journal.event("lost", rank=request.rank, claim=entry.claim, pack=entry.id, why=request.why)
             self._take_back(entry)
+            if self._losses[entry.id] >= VOID_LOSSES:
+                self._give_up(entry, f"lost {VOID_LOSSES} times after it was stored, the last time: {request.why}")
 
     def forget(self, entries: Iterable[Entry]) -> None:
         """The current claims of these packs are over, and their objects garbage."""
@@ -202,6 +209,7 @@ class Engines:
         for entry in entries:
             self._held.pop(entry.claim, None)
             self._failures.pop(entry.id, None)
+            self._losses.pop(entry.id, None)
             if entry.suspect:
                 self._journal.garbage.append((entry.id, None))
 
@@ -243,9 +251,12 @@ class Engines:
         failures = self._failures.setdefault(entry.id, [])
         failures.append((engine, why))
         if len({name for name, _ in failures}) >= VOID_ENGINES or len(failures) >= VOID_FAILURES:
-            self._void[entry.id] = _reasons(failures)
-            self._window.void(entry)
-            self._journal.event("void", pack=entry.id, why=self._void[entry.id])
+            self._give_up(entry, _reasons(failures))
+
+    def _give_up(self, entry: Entry, why: str) -> None:
+        self._void[entry.id] = why
+        self._window.void(entry)
+        self._journal.event("void", pack=entry.id, why=why)
 
     def _take_back(self, entry: Entry) -> None:
         self.forget([entry])

@@ -142,7 +142,7 @@ class Engine:
         self._server: CapturingServer | None = None
 
     def needed(self, snapshots: Path) -> bool:
-        """Whether anything is left to train. Where snapshots say not, ranks are waited for: they may find them damaged."""
+        """Whether anything is left to train. Where snapshots say not, wait for the ranks: they may find them damaged."""
         last = planned_steps(self.config, self.plan)
         while last in whole_snapshots(snapshots):
             report = self.client.status()
@@ -231,7 +231,7 @@ class Engine:
                 elif isinstance(settled, NotCaptured):
                     self._fail(settled.claim, settled.why, settled.fault)
                 elif settled is not None:
-                    self._failed(result.claim, settled, Fault.OTHER)
+                    self._failed(result.claim, settled, Fault.PACK)
             if manifests:
                 self._stored(manifests)
             if not server.alive():

@@ -213,7 +213,7 @@ class SGLangServer:
         """Options whose values no other user may read in the list of processes: they are in a file of our own."""
         self._folder = tempfile.TemporaryDirectory(prefix="specbatch-")
         path = Path(self._folder.name) / "key.yaml"
-        path.write_text(json.dumps({"api_key": self._key}))
+        path.write_text(json.dumps({"api-key": self._key}))
         return ["--config", str(path)]
 
     def _environment(self, ranks: int) -> dict[str, str]:

@@ -163,7 +163,7 @@ def training_text(status: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         seconds = sum(row["seconds"] for row in rows)
         waited = sum(row["wait_s"] for row in rows)
         parts += [
-            f"loss {rows[-1]['loss']:.3f}",
+            "step skipped" if rows[-1]["loss"] is None else f"loss {rows[-1]['loss']:.3f}",
             f"accuracy {sum(row['accuracy'][0] or 0.0 for row in rows) / len(rows):.2f}",
             f"{sum(row['tokens'] for row in rows) / max(seconds, 1e-9):.0f} tokens/s",
             f"waited {100 * waited / max(seconds, 1e-9):.0f} %",

@@ -17,14 +17,13 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import LogsDest
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from specbatch.config import load_config
 from specbatch.errors import AttemptError, RunError, UserError
 from specbatch.patience import Patience
 from specbatch.rundir import RunDir
 from specbatch.training import EXIT_ATTEMPT, EXIT_FINAL, EXIT_USER
+from specbatch.training.meeting import LOOPBACK, OneNode
 from specbatch.training.metrics_file import last_step
 from specbatch.training.signals import ask_to_stop, watch
 
@@ -57,28 +56,18 @@ def main(run_dir: Path, attempt: int, starts: int = 0) -> None:
     watch(lambda number, sender: ask_to_stop(paths.rendezvous(attempt), attempt, f"training got {number.name}"))
     # torch's agent would end the ranks at a signal. It has to have one of its own: only for "at once".
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    # Else ranks that are started again meet in the store of those before, read the addresses of the dead out of it
-    # and wait for them (torch 2.14).
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    meeting = RendezvousParameters(
-        backend="c10d", endpoint="127.0.0.1:0", run_id=f"attempt-{attempt}", min_nodes=1, max_nodes=1,
-        local_addr="127.0.0.1",
-    )  # fmt: skip
     spec = WorkerSpec(
         role="training",
         local_world_size=config.training.ranks,
         entrypoint=sys.executable,
         args=("-m", "specbatch.training.rank", str(run_dir), str(attempt), str(starts)),
-        rdzv_handler=get_rendezvous_handler(meeting),
+        rdzv_handler=OneNode(f"attempt-{attempt}"),
         max_restarts=_UNBOUNDED,
         monitor_interval=_MONITOR_S,
-        local_addr="127.0.0.1",
+        local_addr=LOOPBACK,
     )
     agent = Agent(spec, progress=lambda: last_step(paths.metrics), most=config.training.max_restarts)
-    try:
-        result = agent.run()
-    finally:
-        spec.rdzv_handler.shutdown()
+    result = agent.run()
     if result.is_failed():
         explain(paths, result, attempt)
 

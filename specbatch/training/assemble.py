@@ -137,6 +137,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
             metrics=run_dir.metrics,
             step_decay=config.draft.step_decay,
             calibrate=start is None,
+            skip_not_finite=config.training.not_finite == "skip",
             heldout=heldout,
             evaluate_steps=config.training.evaluate_interval_steps or 1,
             share=Share(rank % together, together),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,7 @@ def metrics_line(
     learning_rate: float,
     seconds: float,
     evaluation: dict[str, Any] | None = None,
+    skipped: str = "",
 ) -> dict[str, Any]:
     """The line of a step.
 
@@ -119,14 +121,15 @@ def metrics_line(
     ``step_decay`` to the power of its number. ``losses`` and ``accuracy`` are the plain means of each unrolled step,
     null where a step had nothing to learn from. ``seconds`` is since the end of the step before, ``wait_s`` the part of
     it that the rank that waited longest stood still for want of data. ``evaluation`` is there after steps that were
-    followed by one (`specbatch.training.heldout`), whose seconds are its own.
+    followed by one (`specbatch.training.heldout`), whose seconds are its own. ``skipped`` is there where a step changed
+    nothing, and says why; what is no number is null then.
     """
     seen = facts.counts > 0
-    losses = [float(x) / step_decay**k if seen[k] else None for k, x in enumerate(sums.weighted)]
+    losses = [_number(float(x) / step_decay**k) if seen[k] else None for k, x in enumerate(sums.weighted)]
     accuracy = [float(x) / int(facts.counts[k]) if seen[k] else None for k, x in enumerate(sums.right)]
     return {
         "step": facts.step,
-        "loss": float(sums.weighted.sum()),
+        "loss": _number(float(sums.weighted.sum())),
         "losses": losses,
         "accuracy": accuracy,
         "grad_norm": grad_norm,
@@ -138,4 +141,9 @@ def metrics_line(
         "wait_s": sums.waited_s,
         "tokens_per_s": facts.tokens / seconds,
         **({"evaluation": evaluation} if evaluation else {}),
+        **({"skipped": skipped} if skipped else {}),
     }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -29,11 +29,11 @@ class MetricsFile:
         """Append one step."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        accuracy = line["accuracy"][0]
+        accuracy, loss = line["accuracy"][0], line["loss"]
         log.info(
-            "trained step=%d loss=%.4f accuracy=%s grad_norm=%.3f rate=%.3g tokens=%d seconds=%.2f waited_s=%.2f",
-            line["step"], line["loss"], "none" if accuracy is None else f"{accuracy:.3f}", line["grad_norm"],
-            line["learning_rate"], line["tokens"], line["seconds"], line["wait_s"],
+            "trained step=%d loss=%s accuracy=%s grad_norm=%.3f rate=%.3g tokens=%d seconds=%.2f waited_s=%.2f",
+            line["step"], "none" if loss is None else f"{loss:.4f}", "none" if accuracy is None else f"{accuracy:.3f}",
+            line["grad_norm"], line["learning_rate"], line["tokens"], line["seconds"], line["wait_s"],
         )  # fmt: skip
         if "evaluation" in line:
             log.info("evaluated step=%d %s", line["step"], evaluation_text(line["evaluation"]))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchtitan.trainer import Trainer
 
 from specbatch.dispatch.client import Client
@@ -28,7 +29,7 @@ from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
 from specbatch.training.metrics import StepSums, UnrolledLoss, gather, metrics_line
 from specbatch.training.metrics_file import MetricsFile
-from specbatch.training.steps import Steps
+from specbatch.training.steps import StepFacts, Steps
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Surroundings:
     step_decay: float
     calibrate: bool
     """Whether the draft is new, and has to be fitted to the target's states."""
+    skip_not_finite: bool
+    """Whether a step whose loss or gradient is no number changes nothing, in place of ending the run."""
     heldout: HeldOut | None
     """For evaluations during training."""
     evaluate_steps: int
@@ -81,6 +84,8 @@ class DraftTrainer(Trainer):
         self._step_ended = 0.0
         self._waited_s = 0.0
         self._last_to_report = False
+        self._skipped = ""
+        """Why the present step changes nothing."""
         self.stopped: str | None = None
         """Why training ended before its last step."""
 
@@ -121,16 +126,14 @@ class DraftTrainer(Trainer):
         assert sums is not None
         grad_norm = self.metrics_processor.grad_norm
         if not math.isfinite(grad_norm):
-            samples = self._of_all_ranks([sample for pack in facts.packs for sample in pack.samples])
-            raise NotFiniteError(
-                f"the gradient of step {self.step} is {grad_norm}; its packs have the samples {sorted({*samples})}"
-            )
+            raise NotFiniteError(f"the gradient of step {self.step} is {grad_norm}; {self._samples(facts)}")
         seconds = time.perf_counter() - self._step_ended
         evaluation = self._evaluate()
         if self._metrics is not None:
             line = metrics_line(
                 facts, sums, step_decay=self._around.step_decay, grad_norm=grad_norm,
                 learning_rate=self.metrics_processor.learning_rate, seconds=seconds, evaluation=evaluation,
+                skipped=self._skipped,
             )  # fmt: skip
             self._metrics.write(line)
         self._step_ended = time.perf_counter()
@@ -171,7 +174,47 @@ class DraftTrainer(Trainer):
         self._around.prefetcher.release(turn.step, turn.index)
         if turn.last:
             self._sums = self._add_up()
-        return loss
+            self._skipped = self._broken(self._sums)
+            if self._skipped:
+                if not self._around.skip_not_finite:
+                    raise NotFiniteError(self._skipped)
+                log.warning("step skipped why=%s", self._skipped)
+                # AdamW leaves parameters without gradients as they are.
+                self.optimizers.zero_grad(set_to_none=True)
+        # torchtitan only looks whether this is finite.
+        return torch.nan_to_num(loss.detach(), posinf=0.0, neginf=0.0) if self._around.skip_not_finite else loss
+
+    def _broken(self, sums: StepSums) -> str:
+        """What of this step is no number, the same on all ranks; empty if all is well.
+
+        A gradient is looked at only where the step would be skipped: else its norm tells, a little later.
+        """
+        facts, packs = self._around.steps.facts(self.step), self.loss_fn.packs
+        if not torch.isfinite(sums.weighted).all():
+            broken = [
+                f"{pack.epoch}.{pack.index} with the samples {', '.join(map(str, pack.samples))}"
+                for pack, result in zip(facts.packs, packs, strict=True)
+                if not torch.isfinite(result[0]).all()
+            ]
+            every = "; ".join(dict.fromkeys(self._of_all_ranks(broken)))
+            return f"the loss of step {self.step} is not finite; broken packs: {every}"
+        if self._around.skip_not_finite and not self._gradients_are_finite():
+            return f"a gradient of step {self.step} is not finite; {self._samples(facts)}"
+        return ""
+
+    def _gradients_are_finite(self) -> bool:
+        broken = torch.zeros(1, device=self.device)
+        for model in self.model_parts:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    gradient = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+                    broken += ~torch.isfinite(gradient).all()
+        dist.all_reduce(broken)
+        return not broken.item()
+
+    def _samples(self, facts: StepFacts) -> str:
+        samples = sorted({*self._of_all_ranks([sample for pack in facts.packs for sample in pack.samples])})
+        return f"its packs have the samples {', '.join(map(str, samples))}"
 
     def _report_last(self) -> None:
         """Report the last step, now that its snapshot is on disk: engines leave then, and no step could be repeated."""
@@ -218,17 +261,7 @@ class DraftTrainer(Trainer):
         waited_s = self._waited_s + prefetcher.take_waited_s()
         self._waited_s = 0.0
         void = 0 if self._around.share.rank else len(prefetcher.void(self.step))
-        sums = gather(packs, waited_s, void)
-        if torch.isfinite(sums.weighted).all():
-            return sums
-        facts = self._around.steps.facts(self.step)
-        broken = [
-            f"{pack.epoch}.{pack.index} with the samples {', '.join(map(str, pack.samples))}"
-            for pack, result in zip(facts.packs, packs, strict=True)
-            if not torch.isfinite(result[0]).all()
-        ]
-        named = "; ".join(dict.fromkeys(self._of_all_ranks(broken)))
-        raise NotFiniteError(f"the loss of step {self.step} is not finite; broken packs: {named}")
+        return gather(packs, waited_s, void)
 
     def _of_all_ranks(self, mine: list[Any]) -> list[Any]:
         of_ranks: list[Any] = [None] * self._ranks

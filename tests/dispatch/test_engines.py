@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specbatch.dispatch.engines import VOID_LOSSES
 from specbatch.dispatch.messages import (
     Begin,
     Claim,
@@ -190,6 +191,18 @@ def test_a_pack_that_fails_three_times_on_the_only_engine_is_void():
         granted = cluster.claim("a", 1)[0]
         cluster.fail("a", granted)
     assert [pack for pack, _ in cluster.dispatcher.report(0.0).void] == [granted.pack]
+
+
+def test_a_pack_that_is_stored_and_lost_over_and_over_is_void():
+    cluster = make_cluster()
+    for _ in range(VOID_LOSSES):
+        granted = cluster.claim("a", 1)[0]
+        cluster.store("a", granted)
+        cluster.ask(Lost(0, granted.pack, granted.claim, "its bytes are not those that were stored"))
+    ((pack, why),) = cluster.dispatcher.report(0.0).void
+    assert pack == granted.pack == order_of(cluster)[0]
+    assert why == "lost 10 times after it was stored, the last time: its bytes are not those that were stored"
+    cluster.finish()
 
 
 def test_a_void_pack_stays_void_when_the_ranks_start_again():

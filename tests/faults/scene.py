@@ -172,7 +172,7 @@ class Scene:
         """The ends of all logs."""
         logs = sorted((self.run_dir.attempt(self.processes.attempt()) / "logs").glob("*.log"))
         return "\n".join(
-            f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in [*logs, self.folder / "output.txt"]
+            f"== {log}\n{log.read_text(errors='replace')[-1500:]}" for log in [*logs, self.folder / "output.txt"]
         )
 
     def _seen(self, component: str, pattern: str, after: dict[str, int]) -> bool:

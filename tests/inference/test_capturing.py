@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import pytest
+import requests
 import torch
 
 from specbatch.dispatch.messages import Fault
@@ -53,6 +55,17 @@ def test_rows_are_those_of_transformers_for_every_chunking(
     results = capture(request.getfixturevalue(cut), samples)
     for i, sample in enumerate(samples):
         assert_true(stored(lab, results, i), truth(reference, sample))
+
+
+def test_an_engine_answers_nobody_without_its_key_which_no_other_user_can_see(chunked: CapturingServer) -> None:
+    payload = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 1}}
+    assert requests.post(chunked.server.url + "/generate", json=payload, timeout=30).status_code == 401
+    wrong = {"Authorization": "Bearer guessed"}
+    assert requests.post(chunked.server.url + "/flush_cache", headers=wrong, timeout=30).status_code == 401
+    key = chunked.server._key
+    seen = [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()]
+    assert key not in " ".join(seen)
+    assert key not in chunked.server.log.read_text()
 
 
 def test_a_sample_is_stored_in_the_chunks_of_its_prefill(chunked: CapturingServer) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -242,6 +243,43 @@ def test_a_signal_to_all_processes_ends_in_one_snapshot_and_changes_nothing(
         assert stage.deaths() == 0
         resumed = outcome(stage)
     assert_same(resumed, undisturbed)
+
+
+def test_ranks_that_die_of_the_last_snapshot_train_the_steps_before_it_again(
+    folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
+) -> None:
+    """Engines are told that all is trained only when it is on disk, so they are still there."""
+    with stage_at(folder, tiny_target, master, "last") as stage:
+        stage.producer.last_step = stage.steps - 1
+        stage.reach(stage.steps - 1)
+        for rank in stage.ranks():
+            _, hard = rank.rlimit(psutil.RLIMIT_FSIZE)
+            rank.rlimit(psutil.RLIMIT_FSIZE, (64 << 10, hard))
+        stage.producer.last_step = stage.steps
+        assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 1
+        assert "SNAPSHOT FAILED" in stage.run_dir.component_log(1, "training", 0).read_text()
+        assert_same(outcome(stage), undisturbed)
+
+
+def test_a_step_that_is_no_number_is_skipped_where_that_is_configured(
+    folder: Path, tiny_target: Path, master: Master
+) -> None:
+    config = make_config(tiny_target, folder)
+    config.run.dir, config.training.not_finite = str(folder / "skipped"), "skip"
+    with Stage(config, master) as stage:
+        broken = stage.plan.packs(5)[2]
+        stage.producer.faults.nan = {broken.id}
+        assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 0
+        lines = stage.metrics()
+        assert [line["step"] for line in lines if "skipped" in line] == [5]
+        samples = ", ".join(map(str, broken.samples))
+        assert f"broken packs: 0.{broken.index} with the samples {samples}" in lines[4]["skipped"]
+        assert lines[4]["loss"] is None
+        state = stage.state(stage.steps)
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+        assert {float(value) for name, value in state.items() if name.endswith(".step")} == {stage.steps - 1.0}
 
 
 def test_what_would_fail_again_is_not_tried_again(folder: Path, tiny_target: Path, master: Master) -> None:
