@@ -142,7 +142,7 @@ class Engine:
         self._server: CapturingServer | None = None
 
     def needed(self, snapshots: Path) -> bool:
-        """Whether anything is left to train. Where snapshots say not, wait for the ranks: they may find them damaged."""
+        """Whether anything is left to train. Where snapshots say no, wait for the ranks: they may find them damaged."""
         last = planned_steps(self.config, self.plan)
         while last in whole_snapshots(snapshots):
             report = self.client.status()
