@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.3
 STOP_GRACE_S = 120.0
 """How long components may take to end after everybody was told to."""
+NO_STORE_GRACE_S = 10.0
+"""The same without a store: ranks between two steps save what is trained, and all others have nothing to save."""
 
 
 def supervise(run_dir: RunDir, attempt: int) -> None:
@@ -175,10 +177,8 @@ class _Watch:
         """Let the others save what they can, then say why."""
         why = str(failure)
         self.drain(why)
-        until = time.monotonic() + STOP_GRACE_S
+        until = time.monotonic() + (STOP_GRACE_S if self.master.alive() else NO_STORE_GRACE_S)
         while any(mark is None for mark in self._marks().values()) and time.monotonic() < until:
-            if not self.master.alive():
-                break
             time.sleep(TICK_S)
         self._write(report, "failed", "done", why)
         raise failure

@@ -154,9 +154,12 @@ class _Foreground:
             components.kill()
 
     def _wait_for_the_rest(self, components: Components) -> int:
-        """Components that outlive the head by more than a moment have nobody left to tell them to end."""
-        told = read_mark(self.run_dir, self.attempt, "head", 0) is not None
-        until = time.monotonic() + (10 if told else 0)
+        """Components that outlive the head by more than a moment have nobody left to tell them to end.
+
+        Where another attempt follows, nobody waits for them: the head did, or was killed.
+        """
+        head = read_mark(self.run_dir, self.attempt, "head", 0)
+        until = time.monotonic() + (0 if head is None or head.again else 10)
         while components.running() and time.monotonic() < until:
             time.sleep(POLL_S)
         self._show()

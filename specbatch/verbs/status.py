@@ -152,6 +152,9 @@ def _detail_lines(path: Path, files: Files, answer: Answer) -> list[str]:
         f"  void      pack {void['pack']} was not trained: {void['why']}"
         for void in (files.current or {}).get("void", [])
     ]
+    refused = {what: count for what, count in (files.current or {}).get("refused", {}).items() if count}
+    if refused:
+        lines.append(f"  refused   {', '.join(f'{count} {what}' for what, count in refused.items())}: see SECURITY.md")
     lines += [f"  attempt   {_attempt(past)}" for past in details.attempts(files, answer, run)]
     broken = details.failure(files, run)
     if broken is not None:

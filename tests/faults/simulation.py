@@ -54,6 +54,7 @@ PATIENCE_S = 400.0
 CLAIM_TIMEOUT_S = 60.0
 SNAPSHOT_STEPS = 3
 AHEAD = 2
+FAULTS_A_SECOND = 2.0
 
 
 class Broken(AssertionError):
@@ -109,7 +110,7 @@ class Life:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.begin_attempt()
-        self.after(self.draw.expovariate(1.0), self._next_fault)
+        self.after(self.draw.expovariate(FAULTS_A_SECOND), self._next_fault)
 
     def live(self) -> None:
         """Until all is trained."""
@@ -158,7 +159,7 @@ class Life:
             self.left -= 1
             self.progress_s = self.now
             self.attempt.fault()
-            self.after(self.draw.expovariate(1.0), self._next_fault)
+            self.after(self.draw.expovariate(FAULTS_A_SECOND), self._next_fault)
 
 
 class Attempt:
