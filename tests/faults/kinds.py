@@ -27,8 +27,10 @@ PIDFD_GETFD = 438
 SHORT_S = (0.1, 1.0)
 LONG_S = (8.0, 15.0)
 """An engine loses its claims after 4 s, a rank its memory after 10, a head its engines after 30."""
-FULL_BYTES = 100 << 10
+FULL_BYTES = 330 << 10
 """A file of a full disk grows no longer than this; snapshots of the tiny draft are longer, its metrics are not."""
+LONGEST_LOG = 280 << 10
+"""Of a rank whose disk is full, so that it can still say so."""
 
 Inject = Callable[[Scene, random.Random], bool]
 
@@ -111,6 +113,9 @@ def cut(target: str) -> Inject:
 
 def fill_disk(scene: Scene, draw: random.Random) -> bool:
     """No file of a rank may grow until a snapshot has failed. The kernel says "too large" in place of "no space"."""
+    logs = (scene.run_dir.attempt(scene.processes.attempt()) / "logs").glob("training-*.log")
+    if max(file.stat().st_size for file in [*logs, scene.run_dir.metrics]) > LONGEST_LOG:
+        return False
     ranks, after = scene.processes.find("rank"), scene.marks()
     limits = [rank.rlimit(psutil.RLIMIT_FSIZE) for rank in ranks]
     for rank, (_, hard) in zip(ranks, limits, strict=True):

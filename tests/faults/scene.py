@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from specbatch.rundir import RunDir, read_json
 from tests.faults.clock import Clock
 from tests.faults.objects import Stranger
 from tests.faults.processes import Processes
-from tests.faults.tinyrun import Result, result_of, write_run
+from tests.faults.tinyrun import write_run
 
 POLL_S = 0.05
 RECOVERY_S = 240.0
@@ -53,12 +54,14 @@ class Scene:
         """Start the command: ``run`` at first, ``resume`` later."""
         first = not (self.run_dir.root / "config.yaml").exists()
         words = ["run", "--config", str(self.config)] if first else ["resume", str(self.run_dir.root)]
+        state = self.folder / "state"
         with (self.folder / "output.txt").open("ab") as output:
             self.command = subprocess.Popen(
                 [sys.executable, "-m", "specbatch", *words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self.clock.environment() if self.clock else None,
+                # What is done to these runs is nothing for the user's list of runs.
+                env={**os.environ, **(self.clock.environment() if self.clock else {}), "XDG_STATE_HOME": str(state)},
                 start_new_session=True,
             )
         self.starts += 1
@@ -154,8 +157,12 @@ class Scene:
         """How long the logs are now."""
         return {component: len(self.lines(component)) for component in ("training", "inference")}
 
-    def finish(self) -> Result:
-        """Wait for the end; what the run came to."""
+    def finish(self) -> None:
+        """Wait for the end.
+
+        Raises:
+            NotRecovered: it does not come, or something is left over.
+        """
         until = time.monotonic() + RECOVERY_S
         done = len(self.trained())
         while not self.ended():
@@ -166,7 +173,6 @@ class Scene:
             time.sleep(POLL_S)
         if left := self.processes.all():
             raise NotRecovered(f"left over: {left}")
-        return result_of(self.run_dir)
 
     def tell(self) -> str:
         """The ends of all logs."""
