@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="Of kinds, order and details.")
     parser.add_argument("--faults", type=int, default=100, help="How many.")
     parser.add_argument("--faults-per-run", type=int, default=60, help="Most of one run.")
+    parser.add_argument("--seconds-per-run", type=float, default=1e9, help="After so long in a run, no fault is begun.")
     parser.add_argument("--steps", type=int, default=150, help="Of each run.")
     parser.add_argument("--evaluate-every", type=int, default=8, help="Runs between two whose evaluator is killed.")
     parser.add_argument("--minutes", type=float, default=1e9, help="Begin no run after so long.")
@@ -71,7 +72,7 @@ def _disturb(options: argparse.Namespace) -> tuple[str, AssertionError | None]:
             while campaign.injected() < options.faults and time.monotonic() - began < 60 * options.minutes:
                 left = min(options.faults_per_run, options.faults - campaign.injected())
                 prompts = 2 if campaign.runs % options.evaluate_every == options.evaluate_every - 1 else 0
-                campaign.disturb(left, expected, prompts)
+                campaign.disturb(left, expected, prompts, options.seconds_per_run)
         except AssertionError as error:
             failure = error
     head = f"Seed {options.seed}: {campaign.injected()} faults in {campaign.runs} runs of {options.steps} steps.\n\n"

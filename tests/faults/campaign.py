@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import shutil
 import time
@@ -57,8 +58,11 @@ class Campaign:
             scene.kill()
         return scene.run_dir
 
-    def disturb(self, faults: int, expected: RunDir, prompts: int = 0) -> None:
+    def disturb(self, faults: int, expected: RunDir, prompts: int = 0, seconds: float = math.inf) -> None:
         """One run with so many faults, or as many as happen before its end.
+
+        Args:
+            seconds: since the run's start, after which no fault is begun.
 
         Raises:
             AssertionError: it did not recover, or came to something else.
@@ -66,11 +70,12 @@ class Campaign:
         self.runs += 1
         self._clock.set(0)
         scene = Scene(self.folder / f"run-{self.runs}", self.target, self.steps, self._clock, prompts)
+        until = time.monotonic() + seconds
         try:
             scene.go_on()
             open_faults: list[Kind] = []
             if scene.await_step():
-                self._inject(scene, faults, open_faults)
+                self._inject(scene, faults, until, open_faults)
             if prompts:
                 self._kill_evaluator(scene)
             scene.finish()
@@ -91,9 +96,11 @@ class Campaign:
         """Faults so far."""
         return sum(tally.count for tally in self.tallies.values())
 
-    def _inject(self, scene: Scene, faults: int, open_faults: list[Kind]) -> None:
+    def _inject(self, scene: Scene, faults: int, until: float, open_faults: list[Kind]) -> None:
         """Faults until so many were injected or the run has ended; those not waited for are left in ``open_faults``."""
         for _ in range(faults):
+            if time.monotonic() > until:
+                return
             kind, self._next = self._next or next(self._schedule), None
             draw = random.Random(f"{self._seed}/{self.injected()}")
             time.sleep(draw.uniform(0.0, 0.3))
