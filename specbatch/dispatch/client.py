@@ -16,6 +16,7 @@ import zmq
 from specbatch.dispatch.messages import (
     LONG_POLL_S,
     MAX_MESSAGE_BYTES,
+    Alive,
     AnyRequest,
     Beat,
     Begin,
@@ -120,6 +121,10 @@ class Client:
     def drain(self, why: str) -> None:
         """End the attempt at the next step's boundary."""
         self._ask(Drain(why), Done)
+
+    def alive(self, name: str) -> None:
+        """Say that a component's task lives."""
+        self._ask(Alive(name), Done)
 
     def status(self) -> Report:
         """The state of all, for people."""

@@ -188,6 +188,13 @@ class Drain(Request, frozen=True):
     why: str
 
 
+class Alive(Request, frozen=True):
+    """A component's task lives, and its node reaches the head's. Answered by `Done`."""
+
+    name: str
+    """``inference-0``"""
+
+
 class Status(Request, frozen=True):
     """Answered by `Report`."""
 
@@ -248,7 +255,9 @@ class Report(Reply, frozen=True):
     refused: Refusals = Refusals()
 
 
-AnyRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status
+PackRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status
+"""What the state machine answers."""
+AnyRequest = PackRequest | Alive
 AnyReply = Claims | Beat | Packs | Go | Done | Refused | Report
 
 

@@ -24,10 +24,13 @@ from zmq.utils.monitor import recv_monitor_message
 from specbatch.dispatch.messages import (
     LONG_POLL_S,
     MAX_MESSAGE_BYTES,
+    Alive,
     AnyReply,
     AnyRequest,
     Claim,
+    Done,
     Drain,
+    PackRequest,
     Refusals,
     Refused,
     Report,
@@ -57,7 +60,7 @@ class _Held:
     """A request without an answer yet."""
 
     envelope: list[bytes]
-    request: AnyRequest
+    request: PackRequest
     until: float
 
 
@@ -106,6 +109,7 @@ class Server:
         self._drains: SimpleQueue[str] = SimpleQueue()
         self._garbage: SimpleQueue[tuple[PackId, int | None] | None] = SimpleQueue()
         self._held: dict[object, _Held] = {}
+        self._heard: dict[str, float] = {}
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
@@ -147,6 +151,12 @@ class Server:
             raise RuntimeError("the dispatcher's thread ended") from self._failure
         with self._lock:
             return self._with_refusals(self._dispatcher.report(time.monotonic()))
+
+    def silent(self) -> dict[str, float]:
+        """Seconds since each component's task last said that it lives."""
+        with self._lock:
+            now = time.monotonic()
+            return {name: now - heard for name, heard in self._heard.items()}
 
     def drain(self, why: str) -> None:
         """End the attempt at the next step's boundary; can be called in a signal handler."""
@@ -234,7 +244,11 @@ class Server:
                 log.warning("refused a message that is no request why=%s", error)
                 self._send(envelope, Refused(f"not a request: {error}"), messages=1)
                 continue
-            self._handle(_Held(envelope, request, now + LONG_POLL_S), now)
+            if isinstance(request, Alive):
+                self._heard[request.name] = now
+                self._send(envelope, Done())
+            else:
+                self._handle(_Held(envelope, request, now + LONG_POLL_S), now)
 
     def _handle(self, held: _Held, now: float) -> None:
         if isinstance(held.request, Claim):

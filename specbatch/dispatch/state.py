@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from specbatch.dispatch.engines import Engines, Journal
 from specbatch.dispatch.messages import (
     AnyReply,
-    AnyRequest,
     Beat,
     Begin,
     Claim,
@@ -31,6 +30,7 @@ from specbatch.dispatch.messages import (
     Heartbeat,
     Join,
     Lost,
+    PackRequest,
     Packs,
     Phase,
     Refused,
@@ -110,7 +110,7 @@ class Dispatcher:
         self._let_in = 0
         self._draining = ""
 
-    def handle(self, request: AnyRequest, now: float, *, last: bool = False) -> AnyReply | None:
+    def handle(self, request: PackRequest, now: float, *, last: bool = False) -> AnyReply | None:
         """Answer a request.
 
         Args:

@@ -17,19 +17,27 @@ from pathlib import Path
 
 from specbatch.component_log import open_log
 from specbatch.errors import AttemptError, RunError, UserError
+from specbatch.launch.address import LOOPBACK
 from specbatch.launch.marks import Mark, leave_mark, read_mark
+from specbatch.launch.pulse import pulse
 from specbatch.launch.signals import on_signal
 from specbatch.rundir import RunDir
+from specbatch.training.place import ALONE, Place
 
 log = logging.getLogger(__name__)
 POLL_S = 0.2
 
 
-def head(root: Path, attempt: int, starts: int = 0) -> None:
-    """Master, dispatcher and supervision. Returns when the attempt has ended."""
+def head(root: Path, attempt: int, starts: int = 0, host: str = LOOPBACK, training_nodes: int = 1) -> None:
+    """Master, dispatcher and supervision. Returns when the attempt has ended.
+
+    Args:
+        host: address under which the other components reach this one.
+        training_nodes: nodes that train, each a task.
+    """
     from specbatch.launch.head import supervise
 
-    _run("head", root, attempt, 0, starts, lambda run_dir: supervise(run_dir, attempt))
+    _run("head", root, attempt, 0, starts, lambda run_dir: supervise(run_dir, attempt, host, training_nodes))
 
 
 def inference(root: Path, attempt: int, task: int, starts: int = 0) -> None:
@@ -46,19 +54,19 @@ def inference(root: Path, attempt: int, task: int, starts: int = 0) -> None:
     _run("inference", root, attempt, task, starts, work)
 
 
-def training(root: Path, attempt: int, starts: int = 0) -> None:
-    """The trainer ranks of this node, and the export of what they made."""
+def training(root: Path, attempt: int, starts: int = 0, place: Place = ALONE) -> None:
+    """The trainer ranks of this node; on the first node also the export of what they made."""
 
     def work(run_dir: RunDir) -> None:
         from specbatch.training import agent
 
-        agent.main(run_dir.root, attempt, starts)
-        if _all_trained(run_dir, attempt):
+        agent.main(run_dir.root, attempt, starts, place)
+        if place.node == 0 and _all_trained(run_dir, attempt):
             from specbatch.export import export
 
             log.info("exported draft=%s", export(run_dir))
 
-    _run("training", root, attempt, 0, starts, work)
+    _run("training", root, attempt, place.node, starts, work)
 
 
 def _evaluate(run_dir: RunDir, attempt: int) -> None:
@@ -88,7 +96,8 @@ def _run(component: str, root: Path, attempt: int, task: int, starts: int, work:
     open_log(run_dir.component_log(attempt, component, task), f"{component}-{task}")
     log.info("started pid=%d attempt=%d starts=%d", os.getpid(), attempt, starts)
     try:
-        work(run_dir)
+        with pulse(run_dir, attempt, component, task):
+            work(run_dir)
     except (UserError, RunError) as error:
         log.error("failed why=%s", error)
         leave_mark(run_dir, attempt, Mark(component, task, str(error), again=isinstance(error, AttemptError)))

@@ -22,7 +22,8 @@ from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
 from specbatch.dispatch.server import Server
 from specbatch.dispatch.state import Dispatcher
 from specbatch.errors import AttemptError, RunError
-from specbatch.launch.marks import Mark, read_mark
+from specbatch.launch.marks import Mark, leave_mark, read_mark
+from specbatch.launch.pulse import SILENT_S
 from specbatch.launch.signals import on_signal
 from specbatch.rundir import RunDir, write_json
 from specbatch.transfer.master import Master
@@ -35,20 +36,24 @@ NO_STORE_GRACE_S = 10.0
 """The same without a store: ranks between two steps save what is trained, and all others have nothing to save."""
 
 
-def supervise(run_dir: RunDir, attempt: int) -> None:
+def supervise(run_dir: RunDir, attempt: int, host: str, training_nodes: int) -> None:
     """Lead an attempt to its end and write down how it ended.
+
+    Args:
+        host: address of this node, on which master and dispatcher listen.
+        training_nodes: tasks that train.
 
     Raises:
         AttemptError: the attempt failed, and another one may do better.
         RunError: the attempt failed for good.
     """
     config = load_config(run_dir.config)
-    with _serving(run_dir, attempt, config) as (server, master):
-        _Watch(run_dir, attempt, config, server, master).until_the_end()
+    with _serving(run_dir, attempt, config, host) as (server, master):
+        _Watch(run_dir, attempt, config, server, master, training_nodes).until_the_end()
 
 
 @contextlib.contextmanager
-def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Server, Master]]:
+def _serving(run_dir: RunDir, attempt: int, config: Config, host: str) -> Iterator[tuple[Server, Master]]:
     """Master and dispatcher, ready, with the rendezvous published."""
     from specbatch.corpus import make_plan, open_corpus, planned_steps
     from specbatch.target import capture_contract, read_target
@@ -57,7 +62,6 @@ def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Se
     corpus = open_corpus(run_dir)
     plan = make_plan(config, corpus)
     contract = capture_contract(config, read_target(config.target.path))
-    host = head_host()
     events = _Events(run_dir.events(attempt))
     dispatcher = Dispatcher(
         plan,
@@ -101,9 +105,11 @@ def _serving(run_dir: RunDir, attempt: int, config: Config) -> Iterator[tuple[Se
 class _Watch:
     """Follows an attempt, writes its status, and decides when it is over."""
 
-    def __init__(self, run_dir: RunDir, attempt: int, config: Config, server: Server, master: Master) -> None:
+    def __init__(
+        self, run_dir: RunDir, attempt: int, config: Config, server: Server, master: Master, training_nodes: int
+    ) -> None:
         self.run_dir, self.attempt, self.config = run_dir, attempt, config
-        self.server, self.master = server, master
+        self.server, self.master, self.training_nodes = server, master, training_nodes
         self.began = time.time()
         self.why = ""
         self._progress: tuple[int, ...] = ()
@@ -125,6 +131,9 @@ class _Watch:
             RunError: the attempt failed for good.
         """
         while True:
+            if self.run_dir.attempt(self.attempt + 1).exists():
+                # This node was cut off and is back: what it would write is no longer true.
+                raise RunError(f"attempt {self.attempt + 1} has taken over")
             report = self.server.report()
             marks = self._marks()
             failed = self._failure(report, marks)
@@ -141,8 +150,16 @@ class _Watch:
             time.sleep(TICK_S)
 
     def _marks(self) -> dict[str, Mark | None]:
-        tasks = [("inference", task) for task in range(self.config.inference.engines)] + [("training", 0)]
-        return {f"{name}-{task}": read_mark(self.run_dir, self.attempt, name, task) for name, task in tasks}
+        tasks = [("inference", task) for task in range(self.config.inference.engines)]
+        tasks += [("training", node) for node in range(self.training_nodes)]
+        marks = {f"{name}-{task}": read_mark(self.run_dir, self.attempt, name, task) for name, task in tasks}
+        for name, seconds in self.server.silent().items():
+            if seconds > SILENT_S and marks.get(name, ...) is None:
+                component, _, task = name.rpartition("-")
+                mark = Mark(component, int(task), f"nothing has been heard of {name} for {seconds:.0f} s", again=True)
+                leave_mark(self.run_dir, self.attempt, mark)
+                marks[name] = mark
+        return marks
 
     def _failure(self, report: Report, marks: dict[str, Mark | None]) -> RunError | None:
         """Why the attempt can't go on; None while it can."""
@@ -150,8 +167,10 @@ class _Watch:
             # First, because others fail of it.
             return AttemptError(f"the store's master died; its log is {self.master.log_path}")
         training = marks["training-0"]
-        if training and training.failed:
-            return _failure_of(training)
+        trainers = [mark for name, mark in marks.items() if name.startswith("training")]
+        lost = next((mark for mark in trainers if mark and mark.failed), None)
+        if lost:
+            return _failure_of(lost)
         engines = [mark for name, mark in marks.items() if name.startswith("inference")]
         if report.phase is Phase.WORK and all(mark is not None for mark in engines):
             broken = next((mark for mark in engines if mark and mark.failed), None)
@@ -228,11 +247,6 @@ def who_waits(report: Report) -> list[str]:
         for engine in report.engines
     ]
     return words or ["no engine and no rank has been heard of"]
-
-
-def head_host() -> str:
-    """Address under which the other components reach this one."""
-    return "127.0.0.1"
 
 
 class _Events:

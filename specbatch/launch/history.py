@@ -47,9 +47,19 @@ class Attempt:
 
 
 def begin_attempt(
-    run_dir: RunDir, number: int, *, job: int = 0, restart: int = 0, nodes: dict[str, list[str]] | None = None
+    run_dir: RunDir,
+    number: int,
+    *,
+    job: int = 0,
+    restart: int = 0,
+    nodes: dict[str, list[str]] | None = None,
+    pid: int | None = None,
 ) -> Attempt:
-    """Write down that this process begins an attempt, and keep how the one before stood."""
+    """Write down that an attempt begins, and keep how the one before stood.
+
+    Args:
+        pid: the process on this host that leads it; this one if not given.
+    """
     import psutil
 
     _keep_status(run_dir)
@@ -57,8 +67,8 @@ def begin_attempt(
         number=number,
         began=time.time(),
         host=socket.gethostname(),
-        pid=os.getpid(),
-        pid_began=psutil.Process().create_time(),
+        pid=pid or os.getpid(),
+        pid_began=psutil.Process(pid).create_time(),
         job=job,
         restart=restart,
         nodes=nodes or {},

@@ -19,6 +19,7 @@ from specbatch.config import Config, dump_config, load_config
 from specbatch.errors import RunError, UserError
 from specbatch.launch.history import begin_attempt
 from specbatch.launch.marks import read_mark
+from specbatch.launch.prepare import prepare
 from specbatch.launch.progress import Display, MetricsTail
 from specbatch.patience import Patience
 from specbatch.registry import register
@@ -69,7 +70,12 @@ def _run(run_dir: RunDir, config: Config) -> int:
     run_dir.cancelled.unlink(missing_ok=True)
     with Display(run_dir.log, config.run.log_interval_s) as display:
         display.stage("preparing")
-        _prepare(run_dir, config, display)
+        prepare(
+            run_dir,
+            config,
+            lambda text, done, total: display.update(done, total, f"{text} {done}/{total}"),
+            display.say,
+        )
         patience = Patience(last_step(run_dir.metrics), config.run.max_restarts)
         with _Interrupts() as interrupts:
             while True:
@@ -96,27 +102,6 @@ def _curable(run_dir: RunDir, attempt: int) -> str:
     if head is None:
         return "its head was killed"
     return head.why if head.again else ""
-
-
-def _prepare(run_dir: RunDir, config: Config, display: Display) -> None:
-    """Corpus and plan, checked against the store, and what this run is made from."""
-    from specbatch import corpus
-    from specbatch.checks import check_plan
-    from specbatch.launch.provenance import provenance
-    from specbatch.rundir import write_json
-    from specbatch.target import capture_contract, fingerprint, read_target
-
-    summary = corpus.prepare(config, lambda text, done, total: display.update(done, total, f"{text} {done}/{total}"))
-    corpus.attach(run_dir, summary)
-    display.say(summary.text())
-    prepared = corpus.open_corpus(run_dir)
-    plan = corpus.make_plan(config, prepared)
-    target = read_target(config.target.path)
-    for warning in check_plan(config, plan, prepared, capture_contract(config, target)):
-        display.say(f"warning: {warning}")
-    if not run_dir.provenance.exists():
-        made_from = provenance(config.target.path, fingerprint(target), prepared.fingerprint, plan.fingerprint)
-        write_json(run_dir.provenance, made_from)
 
 
 class _Foreground:

@@ -23,8 +23,9 @@ from specbatch.errors import AttemptError, RunError, UserError
 from specbatch.patience import Patience
 from specbatch.rundir import RunDir
 from specbatch.training import EXIT_ATTEMPT, EXIT_FINAL, EXIT_USER
-from specbatch.training.meeting import LOOPBACK, OneNode
+from specbatch.training.meeting import ManyNodes, OneNode
 from specbatch.training.metrics_file import last_step
+from specbatch.training.place import ALONE, Place
 from specbatch.training.signals import ask_to_stop, watch
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ _NO_CURE = {EXIT_USER, EXIT_FINAL, EXIT_ATTEMPT}
 """Exit codes of ranks that would end in the same way again."""
 
 
-def main(run_dir: Path, attempt: int, starts: int = 0) -> None:
+def main(run_dir: Path, attempt: int, starts: int = 0, place: Place = ALONE) -> None:
     """Train with all ranks of this node; returns when training has ended, by its last step or by being stopped.
 
     Args:
         starts: how often this attempt's training was started before: agents die, too.
+        place: which of the training nodes this is. Where there are several, ranks that die end the attempt.
 
     Must be called by the main thread. SIGTERM, SIGINT and SIGUSR2 become a request to the dispatcher to stop, and do
     nothing else: ranks end by themselves once their snapshot is on disk.
@@ -56,20 +58,23 @@ def main(run_dir: Path, attempt: int, starts: int = 0) -> None:
     watch(lambda number, sender: ask_to_stop(paths.rendezvous(attempt), attempt, f"training got {number.name}"))
     # torch's agent would end the ranks at a signal. It has to have one of its own: only for "at once".
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    # All nodes have equally many ranks, so agents need not tell each other.
+    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     spec = WorkerSpec(
         role="training",
-        local_world_size=config.training.ranks,
+        local_world_size=config.training.ranks // place.nodes,
         entrypoint=sys.executable,
         args=("-m", "specbatch.training.rank", str(run_dir), str(attempt), str(starts)),
-        rdzv_handler=OneNode(f"attempt-{attempt}"),
+        rdzv_handler=OneNode(f"attempt-{attempt}") if place.nodes == 1 else ManyNodes(paths, attempt, place),
         max_restarts=_UNBOUNDED,
         monitor_interval=_MONITOR_S,
-        local_addr=LOOPBACK,
+        local_addr=place.address,
     )
-    agent = Agent(spec, progress=lambda: last_step(paths.metrics), most=config.training.max_restarts)
+    most = config.training.max_restarts if place.nodes == 1 else 0
+    agent = Agent(spec, progress=lambda: last_step(paths.metrics), most=most)
     result = agent.run()
     if result.is_failed():
-        explain(paths, result, attempt)
+        explain(paths, result, attempt, final=place.nodes == 1)
 
 
 class Agent(LocalElasticAgent):
@@ -81,7 +86,8 @@ class Agent(LocalElasticAgent):
     """
 
     def __init__(self, spec: WorkerSpec, *, progress: Callable[[], int], most: int) -> None:
-        super().__init__(spec, _Inherited())
+        # Nobody waits for the agents of other nodes: the head does.
+        super().__init__(spec, _Inherited(), exit_barrier_timeout=0)
         self._progress, self._patience = progress, Patience(progress(), most)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -110,9 +116,12 @@ class _Inherited(LogsSpecs):
         return ""
 
 
-def explain(paths: RunDir, result: RunResult, attempt: int) -> NoReturn:
+def explain(paths: RunDir, result: RunResult, attempt: int, final: bool = True) -> NoReturn:
     """Raise what made the ranks end, in their own words: of a rank that knows why, else of one that did not
     merely notice that another was gone.
+
+    Args:
+        final: whether ranks were started again until it was no use.
 
     Raises:
         UserError: the user can mend it.
@@ -127,8 +136,9 @@ def explain(paths: RunDir, result: RunResult, attempt: int) -> NoReturn:
     if rank in known and lines:
         if codes[rank] == EXIT_USER:
             raise UserError(lines[-1])
-        kind = AttemptError if codes[rank] == EXIT_ATTEMPT else RunError
-        raise kind(f"{lines[-1]} ({path})")
+        known_kind = AttemptError if codes[rank] == EXIT_ATTEMPT else RunError
+        raise known_kind(f"{lines[-1]} ({path})")
     end = "\n".join(lines[-_TAIL_LINES:])
     how = f"was killed by signal {-codes[rank]}" if codes[rank] < 0 else f"exited with code {codes[rank]}"
-    raise RunError(f"training rank {rank} {how}; the end of {path}:\n{end}")
+    kind = RunError if final else AttemptError
+    raise kind(f"training rank {rank} {how}; the end of {path}:\n{end}")
