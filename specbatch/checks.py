@@ -20,7 +20,7 @@ from specbatch.errors import UserError
 from specbatch.inference.arguments import RESERVED_TOKENS, refusal, refuse_unknown
 from specbatch.target import TargetShape, aux_layers, brings_code, embedding_name, head_name, read_target, stored_head
 from specbatch.tokens import tokenizer_ids
-from specbatch.training.drafts.published import read_published
+from specbatch.training.drafts import files
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
@@ -51,7 +51,7 @@ def check(config: Config, *, new_run: bool = True) -> list[str]:
     _check_evaluate(config)
     _check_gpus(config)
     if config.draft.init_from:
-        warnings += read_published(config, shape).warnings
+        warnings += files(config.draft.algorithm).read_published(config, shape).warnings
     warnings += _warn_of_store(config, shape)
     warnings += _warn_of_evaluations(config)
     if config.training.max_steps:

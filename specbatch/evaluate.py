@@ -29,6 +29,7 @@ from specbatch.inference import cpu_speculative
 from specbatch.inference.server import RequestRefused, SGLangServer, accelerator_available
 from specbatch.rundir import RunDir, write_json
 from specbatch.target import TargetShape, read_target
+from specbatch.training.drafts import files
 
 logger = logging.getLogger(__name__)
 
@@ -249,10 +250,9 @@ def _servers(
         each = settings.max_new_tokens + 4 * (settings.draft_tokens + 1) + SPARE_TOKENS
         arguments["max_total_tokens"] = sum(longest) + each * len(longest)
     speculation = {
-        "speculative_algorithm": "EAGLE3",
+        **files(config.draft.algorithm).SGLANG,
         "speculative_draft_model_path": draft.resolve(),
         "speculative_num_steps": settings.draft_tokens,
-        "speculative_eagle_topk": 1,
         "speculative_num_draft_tokens": settings.draft_tokens + 1,
     }
     attempt = max(run_dir.attempts(), default=0)

@@ -15,10 +15,10 @@ from specbatch.errors import RunError, UserError
 from specbatch.export import export
 from specbatch.export.card import tell_measured
 from specbatch.export.checkpoint import draft_tensors
-from specbatch.export.configuration import draft_config
 from specbatch.rundir import RunDir
 from specbatch.snapshot.storage import HDF5Writer
 from specbatch.target import read_target
+from specbatch.training.drafts.configuration import draft_config
 from specbatch.training.drafts.published import shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -254,7 +254,7 @@ def test_a_missing_tensor_is_named(tmp_path, tiny_target):
     draft = random_draft(target, 100)
     del draft["layers.0.mlp.down_proj.weight"]
     with pytest.raises(RunError, match=r"step 3: the draft has no tensor layers\.0\.mlp\.down_proj\.weight"):
-        draft_tensors(draft, target, 3, 96, where="step 3")
+        draft_tensors(draft, target, 3, 96, algorithm="eagle3", where="step 3")
 
 
 @settings(max_examples=40, deadline=None)
@@ -262,7 +262,7 @@ def test_a_missing_tensor_is_named(tmp_path, tiny_target):
 def test_the_maps_between_vocabularies_are_each_others_inverse(tiny_target, ids):
     target = read_target(tiny_target)
     draft = random_draft(target, len(ids)) | {"draft_ids": torch.tensor(sorted(ids))}
-    tensors = draft_tensors(draft, target, 3, 96, where="here")
+    tensors = draft_tensors(draft, target, 3, 96, algorithm="eagle3", where="here")
     back = torch.arange(len(ids)) + tensors["d2t"]
     assert back.tolist() == tensors["t2d"].nonzero().flatten().tolist() == sorted(ids)
 

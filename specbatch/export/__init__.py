@@ -20,11 +20,11 @@ from specbatch.config import load_config
 from specbatch.errors import RunError, UserError
 from specbatch.evaluations import best_step, evaluations
 from specbatch.export.card import ABOUT, model_card
-from specbatch.export.configuration import draft_config
 from specbatch.rundir import RunDir
 from specbatch.snapshot.disk import sync_folder
 from specbatch.snapshot.folder import DamagedSnapshot, snapshot_path, snapshots
 from specbatch.target import aux_layers, fingerprint, read_target
+from specbatch.training.drafts import files
 from specbatch.training.drafts.published import EMBEDDING
 
 logger = logging.getLogger(__name__)
@@ -56,20 +56,24 @@ def export(run_dir: RunDir, step: int | None = None, out: Path | None = None, *,
     target = read_target(config.target.path)
     intermediate = config.draft.intermediate_size or target.intermediate
     step, stored = _read(run_dir, _best(run_dir) if best else step)
-    tensors = draft_tensors(stored, target, len(aux_layers(config, target)), intermediate, where=f"step {step}")
+    algorithm = config.draft.algorithm
+    tensors = draft_tensors(
+        stored, target, len(aux_layers(config, target)), intermediate, algorithm=algorithm, where=f"step {step}"
+    )
     # The path as the user gave it, if it is a hub's name: another machine knows that, too.
     name = str(target.path) if Path(config.target.path).expanduser().is_dir() else config.target.path
     about = {
         "specbatch": __version__,
         "run": config.run.name or run_dir.root.resolve().name,
         "step": step,
+        "algorithm": algorithm,
         "target": name,
         "target_fingerprint": fingerprint(target),
         "draft_tokens": config.evaluate.draft_tokens,
         "training_accuracy": _accuracy(run_dir, step),
         "heldout": evaluations(run_dir.metrics).get(step),
     }
-    settings = draft_config(
+    settings = files(algorithm).draft_config(
         target,
         target_name=name,
         aux_layers=aux_layers(config, target),

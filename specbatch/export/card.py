@@ -9,6 +9,7 @@ from typing import Any
 
 from specbatch.evaluations import evaluation_text
 from specbatch.rundir import read_json, write_json, write_whole
+from specbatch.training.drafts import files
 
 ABOUT = "specbatch.json"
 """Where an export comes from, and what it was measured to do; only a directory that has it is ever replaced."""
@@ -22,15 +23,18 @@ def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
         about: ``specbatch.json``.
         config: ``config.json``.
     """
-    target, tokens = about["target"], about["draft_tokens"]
+    target, tokens, algorithm = about["target"], about["draft_tokens"], about["algorithm"]
+    title, sglang = files(algorithm).TITLE, files(algorithm).SGLANG
+    vllm = json.dumps({"method": algorithm, "model": "DRAFT", "num_speculative_tokens": tokens})
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sglang.items())
     lines = [
         "---",
         "library_name: transformers",
-        "tags: [speculative-decoding, eagle3]",
+        f"tags: [speculative-decoding, {algorithm}]",
         *([] if target.startswith("/") else [f"base_model: {target}"]),
         "---",
         "",
-        f"# EAGLE-3 draft for {target.rstrip('/').rsplit('/', 1)[-1]}",
+        f"# {title} draft for {target.rstrip('/').rsplit('/', 1)[-1]}",
         "",
         f"Trained by specbatch {about['specbatch']}, run `{about['run']}`, optimizer step {about['step']}, from the",
         f"hidden states of `{target}` (fingerprint `{about['target_fingerprint']}`).",
@@ -53,11 +57,11 @@ def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
         "Serve it, with this directory as `DRAFT`:",
         "",
         "```bash",
-        f"python -m sglang.launch_server --model-path {shlex.quote(target)} --speculative-algorithm EAGLE3 \\",
-        f"    --speculative-draft-model-path DRAFT --speculative-num-steps {tokens} --speculative-eagle-topk 1 \\",
+        f"python -m sglang.launch_server --model-path {shlex.quote(target)} {options} \\",
+        f"    --speculative-draft-model-path DRAFT --speculative-num-steps {tokens} \\",
         f"    --speculative-num-draft-tokens {tokens + 1}",
         f"vllm serve {shlex.quote(target)} \\",
-        f'    --speculative-config \'{{"method": "eagle3", "model": "DRAFT", "num_speculative_tokens": {tokens}}}\'',
+        f"    --speculative-config '{vllm}'",
         "```",
     ]
     if "speculators_config" in config:
@@ -72,7 +76,7 @@ def tell_measured(draft: Path, evaluation: dict[str, Any]) -> None:
         evaluation: as `specbatch.evaluate.evaluate` gives it.
     """
     about = read_json(draft / ABOUT)
-    if about is None:
+    if about is None or "algorithm" not in about:  # of others, or of a version that did not say it
         return
     about["evaluation"] = {name: evaluation[name] for name in _MEASURED}
     write_json(draft / ABOUT, about)

@@ -12,7 +12,8 @@ from specbatch.errors import RunError
 from specbatch.snapshot.folder import read_manifest
 from specbatch.snapshot.reading import read_tensors
 from specbatch.target import TargetShape
-from specbatch.training.drafts.published import EMBEDDING, shapes
+from specbatch.training.drafts import files
+from specbatch.training.drafts.published import EMBEDDING
 
 DRAFT_IDS = "draft_ids"
 """In a snapshot: int64, the target's id of each of the draft's tokens."""
@@ -31,7 +32,13 @@ def read_draft(snapshot: Path) -> dict[str, torch.Tensor]:
 
 
 def draft_tensors(
-    stored: dict[str, torch.Tensor], target: TargetShape, aux_states: int, intermediate: int, *, where: str
+    stored: dict[str, torch.Tensor],
+    target: TargetShape,
+    aux_states: int,
+    intermediate: int,
+    *,
+    algorithm: str,
+    where: str,
 ) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors: parameters in bfloat16, ``d2t`` int64 ``[draft vocabulary]``, ``t2d`` bool ``[vocab]``.
 
@@ -41,6 +48,7 @@ def draft_tensors(
         stored: the draft of a snapshot.
         aux_states: how many hidden states the draft reads.
         intermediate: width of its MLP.
+        algorithm: the draft's.
         where: what to call the snapshot in errors.
 
     Raises:
@@ -48,7 +56,7 @@ def draft_tensors(
     """
     ids = stored.get(DRAFT_IDS, torch.arange(target.vocab))
     _check_ids(ids, target.vocab, where)
-    expected = shapes(target, aux_states, intermediate, len(ids))
+    expected = files(algorithm).shapes(target, aux_states, intermediate, len(ids))
     if EMBEDDING in stored:
         expected[EMBEDDING] = (target.vocab, target.hidden)
     found = {name: tensor for name, tensor in stored.items() if name != DRAFT_IDS}

@@ -19,8 +19,8 @@ from specbatch.plan import Plan
 from specbatch.rundir import RunDir
 from specbatch.snapshot.folder import snapshots
 from specbatch.target import TargetShape, capture_contract, fingerprint, lm_head, read_target
-from specbatch.training.drafts.pack import Share, part_of, supervised_counts
-from specbatch.training.drafts.published import read_published
+from specbatch.training.drafts import files, training
+from specbatch.training.drafts.pack import Share
 from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
 from specbatch.training.model import model_spec
@@ -70,10 +70,11 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
     plan, target = make_plan(config, corpus), read_target(config.target.path)
     last_step = planned_steps(config, plan)
     together = config.training.context_parallel
+    algorithm = training(config.draft.algorithm)
     steps = Steps(
         plan,
         corpus,
-        lambda mask: supervised_counts(mask, config.draft.ttt_steps),
+        partial(algorithm.supervised_counts, ttt_steps=config.draft.ttt_steps),
         step_decay=config.draft.step_decay,
         rank=rank // together,
         ranks=ranks // together,
@@ -95,7 +96,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         last_step=last_step,
         device=cpu.local_device(),
         share=Share(rank % together, together),
-        part=partial(part_of, ttt_steps=config.draft.ttt_steps) if together > 1 else None,
+        part=partial(algorithm.part_of, ttt_steps=config.draft.ttt_steps) if together > 1 else None,
     )
     heldout = None
     if plan.heldout:
@@ -108,6 +109,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
             ranks=ranks,
             corpus=corpus,
             contract=capture_contract(config, target),
+            count=partial(algorithm.supervised_counts, ttt_steps=config.draft.ttt_steps),
             ttt_steps=config.draft.ttt_steps,
             step_decay=config.draft.step_decay,
             draft_tokens=config.evaluate.draft_tokens,
@@ -116,7 +118,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         )
     start = None
     if config.draft.init_from and not snapshots(run_dir.snapshots):
-        start = read_published(config, target)
+        start = files(config.draft.algorithm).read_published(config, target)
     settings = trainer_config(
         config,
         run_dir,

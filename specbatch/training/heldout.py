@@ -23,7 +23,7 @@ from specbatch.manifest import Manifest
 from specbatch.plan import Pack, Plan
 from specbatch.training.buffers import Buffer, PackRows, empty_pack
 from specbatch.training.drafting import acceptance_length, accepted_counts
-from specbatch.training.drafts.pack import PackTensors, supervised_counts
+from specbatch.training.drafts.pack import PackTensors
 from specbatch.training.fetch import read_into
 from specbatch.training.metrics import of_all_ranks
 from specbatch.transfer.fetch import Lost, remove_pack
@@ -59,6 +59,7 @@ class HeldOut:
     """Held-out packs of one rank, and what the draft makes of them.
 
     Args:
+        count: numbers of columns that enter the loss of each unrolled step, from a sample's loss mask.
         ttt_steps: unrolled steps of the draft.
         step_decay: weight of an unrolled step's loss as a factor on the one before.
         draft_tokens: how many are proposed at a time; no more than ``ttt_steps`` are looked at.
@@ -77,6 +78,7 @@ class HeldOut:
         ranks: int,
         corpus: Corpus,
         contract: CaptureContract,
+        count: Callable[[np.ndarray], np.ndarray],
         ttt_steps: int,
         step_decay: float,
         draft_tokens: int,
@@ -84,7 +86,7 @@ class HeldOut:
         device: torch.device,
     ) -> None:
         self._client, self._store, self._rendezvous, self._rank = client, store, rendezvous, rank
-        self._contract, self._device, self._target_head = contract, device, target_head
+        self._contract, self._device, self._target_head, self._count = contract, device, target_head, count
         self._steps, self._decay, self._draft_tokens = ttt_steps, step_decay, min(draft_tokens, ttt_steps)
         packs = plan.assign_heldout(ranks)
         self._turns = max(map(len, packs))
@@ -199,7 +201,7 @@ class HeldOut:
         for length in kept.rows.lengths:
             part = slice(first, first + length)
             mask = kept.rows.loss_mask[part]
-            counts += supervised_counts(mask, self._steps)
+            counts += self._count(mask)
             accepted += accepted_counts(proposed[:, part], kept.greedy[part], mask, self._draft_tokens)
             first += length
         return counts, accepted

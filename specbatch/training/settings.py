@@ -17,7 +17,6 @@ from specbatch.rundir import RunDir
 from specbatch.snapshot.manager import HDF5CheckpointManager
 from specbatch.training.dataloader import PackLoader
 from specbatch.training.metrics import StepMetrics, UnrolledLoss
-from specbatch.training.model import DraftModel
 from specbatch.training.steps import Steps
 from specbatch.training.trainer import DraftTrainer
 
@@ -103,7 +102,7 @@ def trainer_config(
 def optimizer(config: Config, spec: ModelSpec, *, gpu: bool) -> OptimizersContainer.Config:
     """AdamW; what is no matrix does not decay."""
     training = config.training
-    assert isinstance(spec.model, DraftModel.Config)
+    assert spec.model is not None
     with torch.device("meta"):
         parameters = dict(spec.model.build().named_parameters())
     vectors = "|".join(re.escape(name) for name, parameter in parameters.items() if parameter.ndim < 2)

@@ -26,11 +26,9 @@ from specbatch.target import capture_contract, embedding, lm_head, read_target
 from specbatch.training.buffers import PackRows
 from specbatch.training.drafting import accepted_counts
 from specbatch.training.drafts.eagle3 import Eagle3
+from specbatch.training.drafts.eagle3_training import settings
 from specbatch.training.drafts.pack import supervised_counts
 from specbatch.transfer.master import Master
-
-from specbatch.training import cpu  # noqa: F401 isort: skip  # before any other module of torchtitan
-from specbatch.training.model import eagle3_config  # isort: skip
 from tests.training.stage import Stage, make_config, store_master, target_rows, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -150,7 +148,7 @@ def test_an_evaluation_is_what_its_snapshots_draft_gives(
     run_dir = RunDir(folder / "undisturbed")
     corpus, target = open_corpus(run_dir), read_target(tiny_target)
     plan, contract = make_plan(config, corpus), capture_contract(config, target)
-    draft = Eagle3(eagle3_config(config, target, corpus))
+    draft = Eagle3(settings(config, target, corpus))
     draft.initialize(0, embedding(target), lm_head(target))
     draft.load_state_dict({name: undisturbed.state[name] for name in draft.state_dict()})
     sums, counts, accepted = torch.zeros(2, 3), np.zeros(3, dtype=int), np.zeros(4, dtype=int)

@@ -71,6 +71,9 @@ class Eagle3Config:
     train_head: bool = True
     embedding_rows: int = 0
     """Of an embedding that is trained; 0: the target's is read."""
+    columns_at_once: int = 1024
+    """Live columns whose activations are held at once."""
+    recompute: Recompute = Recompute.NONE
 
 
 class RMSNorm(nn.Module):
@@ -128,20 +131,6 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
 
-@dataclass(frozen=True)
-class Unrolled:
-    """Columns that learn something, of all unrolled steps."""
-
-    state_NH: Tensor
-    """What the head reads."""
-    target_N: Tensor
-    """int64: row of ``last`` that each learns from."""
-    step_N: Tensor
-    """int64: unrolled step of each."""
-    token_N: Tensor
-    """int64: index of each column's own token in the pack."""
-
-
 class Eagle3(nn.Module):
     """The draft, its unrolled steps and their loss.
 
@@ -161,9 +150,7 @@ class Eagle3(nn.Module):
         if config.embedding_rows:
             self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
         self.register_buffer("draft_ids", torch.empty(len(config.draft_ids), dtype=torch.int64))
-        self.recompute = Recompute.NONE
-        self.columns_at_once = 1024
-        """Live columns whose activations are held at once."""
+        self.recompute, self.columns_at_once = config.recompute, config.columns_at_once
         self.group: ProcessGroup | None = None
         """The ranks that train a pack together, where packs are shared."""
         self.embedding: Tensor | None = None
