@@ -119,6 +119,7 @@ def draft_shape(config: Config, target: TargetShape) -> Shape:
         vocab=target.vocab,
         draft_vocab=min(config.draft.vocab_size or target.vocab, target.vocab),
         aux_layers=len(aux_layers(config, target)),
+        own_embedding=config.draft.train_embedding,
     )
 
 

@@ -35,6 +35,8 @@ class Shape:
     """Rows of the target's embedding."""
     draft_vocab: int
     aux_layers: int = 3
+    own_embedding: bool = False
+    """Whether the draft trains an embedding, instead of reading the target's."""
 
     @property
     def first(self) -> int:
@@ -53,8 +55,13 @@ class Shape:
         return self.draft_vocab * self.hidden
 
     @property
+    def embedding(self) -> int:
+        """Values of an embedding, the target's or the draft's own."""
+        return self.vocab * self.hidden
+
+    @property
     def parameters(self) -> int:
-        return self.first + self.layer + self.head
+        return self.first + self.layer + self.head + (self.embedding if self.own_embedding else 0)
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def rank_bytes(shape: Shape, work: Work, *, ranks: int, stored_bytes: int) -> di
     """
     of_optimizer = 4 * WIDE * shape.parameters // ranks
     gathered = shape.parameters * work.value_bytes
-    target = (shape.vocab + shape.draft_vocab) * shape.hidden * stored_bytes
+    target = (shape.head + (0 if shape.own_embedding else shape.embedding)) * stored_bytes
     step = step_bytes(shape, work)
     # Reducing gradients: in the dtype of the computation, and in float32 on their way.
     reducing = shape.parameters * (work.value_bytes + WIDE) + step["pack"]

@@ -153,6 +153,15 @@ def test_the_slower_side_decides_and_without_room_both_take_turns(config: Config
     assert tight.total_s - tight.fill_s == pytest.approx(40.0)
 
 
+def test_an_embedding_of_its_own_costs_sixteen_bytes_a_value_over_all_ranks(config: Config):
+    def kept(found: dict[str, int]) -> tuple[int, int]:
+        return found["weights, gradients and optimizer"], found["target's embedding and head"]
+
+    of_ranks, of_target = kept(budget(config, Known()).rank_bytes)
+    config.draft = replace(config.draft, train_embedding=True)
+    assert kept(budget(config, Known()).rank_bytes) == (of_ranks + 16 * 512 * 64, of_target - 2 * 512 * 64)
+
+
 def test_a_run_that_tells_nothing_is_refused(config: Config, tmp_path: Path):
     with pytest.raises(UserError, match="is no run directory"):
         budget(config, Known(like=tmp_path))
