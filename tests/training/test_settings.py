@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from specbatch.config import Config, Data, Draft, Run, Target, Training
+from specbatch.export import export
 from specbatch.target import read_target
 from specbatch.training import cpu
+from specbatch.training.drafts import files
+from tests.test_export import make_run
 
 from torchtitan.components.optimizer import OptimizersContainer  # isort: skip
 
@@ -74,6 +78,24 @@ def test_a_frozen_head_is_not_optimized_and_a_trained_embedding_is(config: Confi
     assert optimized["embed_tokens.weight"] == 0.25
     assert model.embed_tokens.weight.shape == (512, 64)
     assert torch.equal(model.lm_head.weight, model.target_head.float())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_draft_that_is_there_already_is_where_training_begins(config: Config, tiny_target: Path, tmp_path: Path):
+    target, folder = read_target(tiny_target), export(make_run(tmp_path, tiny_target))
+    config.draft = replace(config.draft, init_from=str(folder), intermediate_size=96)
+    spec = model_spec(config, target, CountedCorpus(), files("eagle3").read_published(config, target))
+    model = spec.model.build()
+    model.init_states()
+    stored, rows = load_file(folder / "model.safetensors"), model.draft_ids.tolist()
+    for name, parameter in model.named_parameters():
+        if name != "lm_head.weight":
+            assert torch.equal(parameter, stored[name].float()), name
+    old_ids = (torch.arange(100) + stored["d2t"]).tolist()
+    both = [(rows.index(token), old_ids.index(token)) for token in set(rows) & set(old_ids)]
+    assert 0 < len(both) < 100
+    for new, old in both:
+        assert torch.equal(model.lm_head.weight[new], stored["lm_head.weight"][old].float())
 
 
 def rates(config: Config) -> list[float]:
