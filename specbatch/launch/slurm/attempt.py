@@ -56,7 +56,7 @@ def begin(run_dir: RunDir, config: Config, job: int) -> int:
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     _say(f"job {job}, restart {restart}, on {os.environ.get('SLURMD_NODENAME', 'an unknown node')}")
     record_job(run_dir, job, size=size(config))
-    if (why := _nothing_to_do(run_dir, job)) or (why := _no_progress(run_dir, config)):
+    if (why := _nothing_to_do(run_dir, job)) or (why := no_progress(run_dir, config)):
         _say(why)
         return FAILED if why.startswith("failed") else NOTHING_TO_DO
     # Before anything that may fail: what fails again and again is counted by this folder.
@@ -113,7 +113,7 @@ def end(run_dir: RunDir, config: Config, attempt: int, job: int) -> int:
     if state == "completed" or final or run_dir.cancelled.exists():
         _drop_successor(run_dir, job)
         return FAILED if final else DONE
-    if config.slurm.recovery == "requeue" and not _no_progress(run_dir, config):
+    if config.slurm.recovery == "requeue" and not no_progress(run_dir, config):
         commands.scontrol("requeue", str(job))
         time.sleep(LOOK_S)  # Slurm ends the script; what ends by itself counts as complete and is not started again
     return TO_BE_CONTINUED
@@ -140,7 +140,7 @@ def _was_cancelled(run_dir: RunDir, job: int) -> bool:
     return any(row.state.startswith("CANCELLED") for row in rows if row.index == 0)
 
 
-def _no_progress(run_dir: RunDir, config: Config) -> str:
+def no_progress(run_dir: RunDir, config: Config) -> str:
     """Why it is no use to go on: too many attempts in a row failed and trained nothing; empty if it may be."""
     best, fruitless, why = 0, 0, ""
     for number in run_dir.attempts():

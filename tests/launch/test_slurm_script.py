@@ -1,0 +1,150 @@
+"""The batch script says what the configuration says, whatever names there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from specbatch.config import Config
+from specbatch.config.sections import Data, Inference, Run, Slurm, SlurmComponent, Target
+from specbatch.errors import UserError
+from specbatch.launch.slurm.executor import ComponentsExecutor, ComponentsWatcher, unpack
+from specbatch.launch.slurm.script import render, render_engines, size
+from specbatch.rundir import RunDir
+
+ODD = 'it\'s a "run" $(id) %j `x` \\ #'
+
+
+def config_of(root: Path, slurm: Slurm, engines: int = 1) -> Config:
+    return Config(
+        run=Run(dir=str(root), name=root.name),
+        target=Target(path="target"),
+        data=Data(train=["talks.jsonl"]),
+        inference=Inference(engines=engines),
+        slurm=slurm,
+    )
+
+
+def blocks(script: str) -> list[dict[str, str]]:
+    """The directives of each component, as sbatch reads them."""
+    lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    found: list[dict[str, str]] = [{}]
+    for line in lines:
+        if line == "hetjob":
+            found.append({})
+        else:
+            name, _, value = line.removeprefix("--").partition("=")
+            found[-1][name] = value
+    return found
+
+
+def sruns(script: str) -> dict[str, list[str]]:
+    """Options of each component's srun."""
+    texts = re.findall(r"srun (.*?) \\\n\s+bash -c (?:'.*?') (\w+) \\\n", script, re.S)
+    return {name: shlex.split(options) for options, name in texts}
+
+
+FULL = Slurm(
+    account="acct",
+    partition="gpu",
+    time="2:00:00",
+    extra={"mail-type": "END"},
+    head=SlurmComponent(partition="cpu", mem="4G", extra={"mail-type": None}),
+    inference=SlurmComponent(nodes=2, gpus_per_node=4, cpus_per_task=8, launch="apptainer exec --nv a.sif"),
+    training=SlurmComponent(gpus_per_node=8, setup=["module load cuda"], extra={"exclusive": True}),
+)
+
+
+def test_each_component_asks_for_its_own_and_repeats_what_is_common(tmp_path: Path):
+    config = config_of(tmp_path / "run", FULL, engines=4)
+    script = render(config, RunDir(tmp_path / "run"))
+    head, inference, training = blocks(script)
+    assert size(config) == 3
+    for block in (head, inference, training):
+        assert (block["account"], block["time"], block["signal"]) == ("acct", "2:00:00", "USR2@120")
+        assert "no-requeue" in block
+    assert (head["partition"], head["mem"], head["nodes"]) == ("cpu", "4G", "1")
+    assert "mail-type" not in head
+    assert "gpus-per-node" not in head
+    assert (inference["partition"], inference["nodes"], inference["gpus-per-node"]) == ("gpu", "2", "4")
+    assert (inference["ntasks-per-node"], inference["cpus-per-task"], inference["mail-type"]) == ("2", "8", "END")
+    assert (training["gpus-per-node"], training["ntasks-per-node"]) == ("8", "1")
+    assert "exclusive" in training
+    steps = sruns(script)
+    assert steps["head"][:3] == ["--het-group=0", "--nodes=1", "--ntasks=1"]
+    assert steps["inference"][:4] == ["--het-group=1", "--nodes=2", "--ntasks=4", "--cpus-per-task=8"]
+    assert 'exec apptainer exec --nv a.sif "$@"' in script
+    assert "module load cuda\nexec" in script
+
+
+def test_where_there_is_no_node_for_the_head_it_runs_on_the_first_training_node(tmp_path: Path):
+    slurm = dataclasses.replace(FULL, head_on="training", gpus="gres")
+    config = config_of(tmp_path / "run", slurm)
+    script = render(config, RunDir(tmp_path / "run"))
+    training, inference = blocks(script)
+    assert size(config) == 2
+    assert (training["gres"], inference["gres"]) == ("gpu:8", "gpu:4")
+    steps = sruns(script)
+    assert {"--het-group=0", "--relative=0", "--overlap"} <= set(steps["head"])
+    assert {"--het-group=0", "--overlap"} <= set(steps["training"])
+    assert "--het-group=1" in steps["inference"]
+
+
+@pytest.mark.parametrize(("head_on", "offsets"), [("own", (0, 1, 3)), ("training", (0, 1, 0))])
+def test_the_single_layout_is_one_allocation_of_all_nodes(tmp_path: Path, head_on: str, offsets: tuple[int, ...]):
+    slurm = dataclasses.replace(FULL, layout="single", head_on=head_on)
+    script = render(config_of(tmp_path / "run", slurm), RunDir(tmp_path / "run"))
+    (block,) = blocks(script)
+    assert block["nodes"] == str(4 if head_on == "own" else 3)
+    steps = sruns(script)
+    for name, offset in zip(("head", "inference", "training"), offsets, strict=True):
+        assert f"--relative={offset}" in steps[name]
+
+
+@pytest.mark.parametrize("recovery", ["chain", "requeue"])
+@pytest.mark.parametrize("layout", ["het", "single"])
+def test_the_script_is_bash_and_survives_odd_names(tmp_path: Path, recovery: str, layout: str):
+    root = tmp_path / ODD
+    root.mkdir()
+    config = config_of(root, dataclasses.replace(FULL, recovery=recovery, layout=layout, account='a "b" c'))
+    script = ComponentsExecutor(RunDir(root), config).write()
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    text = script.read_text()
+    # What bash makes of the assignment is the directory.
+    assignment = next(line for line in text.splitlines() if line.startswith("run="))
+    shown = subprocess.run(
+        ["bash", "-c", f'{assignment}\nprintf %s "$run"'], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == str(root)
+    assert '#SBATCH --account="a \\"b\\" c"' in text
+    engines = render_engines(config, RunDir(root))
+    assert subprocess.run(["bash", "-n"], input=engines, text=True, check=False).returncode == 0
+
+
+def test_a_line_break_in_the_name_is_refused(tmp_path: Path):
+    root = tmp_path / "a\nb"
+    with pytest.raises(UserError, match="line break"):
+        render(config_of(root, FULL), RunDir(root))
+
+
+def test_each_job_finds_its_functions_and_no_results_of_an_earlier_attempt(tmp_path: Path):
+    root = tmp_path / ODD
+    root.mkdir()
+    config = config_of(root, FULL, engines=2)
+    ComponentsExecutor(RunDir(root), config).write()
+    stale = root / "submitit" / "inference" / "12_1_result.pkl"
+    stale.write_bytes(b"")
+    unpack(RunDir(root), config, 12)
+    assert not stale.exists()
+    for name in ("head", "inference", "training"):
+        assert (root / "submitit" / name / "12_submitted.pkl").is_file()
+
+
+def test_submitit_understands_the_rows_of_a_heterogeneous_job():
+    rows = "JobID|State|NodeList\n7+0|CANCELLED by 0|node1\n7+0.batch|CANCELLED|node1\n7+1|RUNNING|node2\n"
+    assert ComponentsWatcher(delay_s=1).read_info(rows)["7"]["State"] == "CANCELLED"
