@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbatch.config import Config, dump_config, load_config
 from specbatch.errors import RunError, UserError
+from specbatch.evaluations import evaluations
 from specbatch.launch.history import begin_attempt
 from specbatch.launch.marks import read_mark
 from specbatch.launch.prepare import prepare
@@ -113,6 +114,7 @@ class _Foreground:
         self.run_dir, self.config, self.attempt, self.display = run_dir, config, attempt, display
         self._interrupts = interrupts
         self._metrics = MetricsTail(run_dir.metrics)
+        self._evaluated = max(evaluations(run_dir.metrics), default=0)
         self._told = False
 
     def watch(self) -> int:
@@ -156,7 +158,7 @@ class _Foreground:
             self.display.stage("starting")
             return
         rows = self._metrics.read()
-        self.display.evaluated(rows)
+        self.display.evaluated(rows, after=self._evaluated)
         self.display.stage(status["stage"])
         if status["stage"] == "training":
             self.display.training(status, rows)

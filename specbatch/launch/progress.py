@@ -69,6 +69,7 @@ class Display:
         self._stage_began = self._last_line = time.monotonic()
         self._task: TaskID | None = None
         self._rows: list[dict[str, Any]] = []
+        self._evaluated = 0
         self._bars = Progress(
             TextColumn("{task.description:16}"),
             BarColumn(bar_width=24),
@@ -116,10 +117,15 @@ class Display:
         self._rows = (self._rows + rows)[-20:]
         self.update(status["step"], status["steps"], training_text(status, self._rows))
 
-    def evaluated(self, rows: list[dict[str, Any]]) -> None:
-        """Tell of the evaluations among the metrics that are new."""
+    def evaluated(self, rows: list[dict[str, Any]], after: int = 0) -> None:
+        """Tell of the evaluations among metrics, each once: after a rewind they come again, and are the same.
+
+        Args:
+            after: evaluations up to this step were told before.
+        """
         for row in rows:
-            if "evaluation" in row:
+            if "evaluation" in row and row["step"] > max(self._evaluated, after):
+                self._evaluated = row["step"]
                 self.say(f"held-out data after step {row['step']}: {evaluation_text(row['evaluation'])}")
 
     def say(self, text: str) -> None:

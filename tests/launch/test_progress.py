@@ -50,6 +50,17 @@ def shown(tmp_path, *, terminal: bool) -> tuple[str, str]:
     return screen.getvalue(), (tmp_path / "run.log").read_text()
 
 
+def test_an_evaluation_is_told_once(tmp_path):
+    def row(step: int) -> dict:
+        return {"step": step, "evaluation": {"loss": 1.0, "accuracy": [0.5], "acceptance_length": 1.5}}
+
+    with Display(tmp_path / "run.log", 100.0, Console(file=io.StringIO())) as display:
+        display.evaluated([row(4), {"step": 5}, row(8)], after=4)
+        display.evaluated([row(4), row(8), row(12)], after=4)
+    told = [line.split("held-out data ")[1] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert told == [f"after step {step}: loss 1.000, accuracy 0.50, acceptance length 1.50" for step in (8, 12)]
+
+
 def test_the_log_file_has_a_line_an_interval_and_no_bars(tmp_path):
     _, log = shown(tmp_path, terminal=True)
     lines = [line.split(" ", 2)[2] for line in log.splitlines()]
