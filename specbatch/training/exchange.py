@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
 
 def of_all_ranks(own: Tensor, rows_of_ranks: Sequence[Tensor], group: dist.ProcessGroup) -> Tensor:
@@ -24,9 +23,11 @@ def of_all_ranks(own: Tensor, rows_of_ranks: Sequence[Tensor], group: dist.Proce
     Returns:
         ``[R, ...]``, the same on all ranks.
     """
+    from torch.distributed._functional_collectives import all_gather_single_autograd
+
     most = max(len(rows) for rows in rows_of_ranks)
     padded = F.pad(own, (0, 0) * (own.ndim - 1) + (0, most - len(own)))
-    gathered = all_gather_tensor_autograd(padded.contiguous(), 0, group)
+    gathered = all_gather_single_autograd(padded.contiguous(), 0, group)
     where = torch.empty(sum(map(len, rows_of_ranks)), dtype=torch.int64)
     for rank, rows in enumerate(rows_of_ranks):
         where[rows] = rank * most + torch.arange(len(rows))
