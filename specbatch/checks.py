@@ -20,6 +20,7 @@ from specbatch.errors import UserError
 from specbatch.inference.arguments import RESERVED_TOKENS, refusal, refuse_unknown
 from specbatch.target import TargetShape, aux_layers, brings_code, embedding_name, head_name, read_target, stored_head
 from specbatch.tokens import tokenizer_ids
+from specbatch.training.budget import check_memory, check_ranks
 from specbatch.training.drafts import files
 
 if TYPE_CHECKING:
@@ -44,12 +45,13 @@ def check(config: Config, *, new_run: bool = True) -> list[str]:
     shape = read_target(config.target.path)
     _check_sglang(config)
     _check_tensor_parallel(config, shape)
-    _check_packs(config)
+    check_ranks(config)
     _check_lengths(config, shape)
     _check_layers(config, shape)
     warnings = _check_vocabulary(config, shape)
     _check_evaluate(config)
     _check_gpus(config)
+    check_memory(config, shape)
     if config.draft.init_from:
         warnings += files(config.draft.algorithm).read_published(config, shape).warnings
     warnings += _warn_of_store(config, shape)
@@ -175,15 +177,6 @@ def _check_tensor_parallel(config: Config, shape: TargetShape) -> None:
     near.append(min((count for count in fits if count > degree), default=None))
     values = " or ".join(str(count) for count in near if count)
     raise UserError(f"inference.tensor_parallel: {degree} does not divide the target's {wrong}; try {values}")
-
-
-def _check_packs(config: Config) -> None:
-    packs, ranks = config.training.packs_per_step, config.training.ranks
-    if packs % ranks:
-        values = " or ".join(str(count) for count in (packs // ranks * ranks, (packs // ranks + 1) * ranks) if count)
-        raise UserError(
-            f"training.packs_per_step: {packs} can't be shared evenly by training.ranks: {ranks}; try {values}"
-        )
 
 
 def _check_lengths(config: Config, shape: TargetShape) -> None:

@@ -352,3 +352,17 @@ def test_once_the_corpus_is_known_the_largest_object_must_fit_into_one_rank(load
     config.store.bytes_per_rank = Bytes(90_000)
     with pytest.raises(UserError, match=r"holds no object of more than .* and a sample of \d+ tokens makes one of"):
         check_store(config, make_plan(config, corpus), corpus, contract)
+
+
+def test_ranks_that_train_packs_together_divide_ranks_and_packs(load) -> None:
+    with pytest.raises(UserError, match=r"training\.context_parallel: 2 does not divide training\.ranks: 3"):
+        check(load("--training.ranks=3", "--training.context_parallel=2", "--training.packs_per_step=6"))
+    with pytest.raises(UserError, match=r"training\.packs_per_step: 3 .* train a pack together; try 2 or 4"):
+        check(load("--training.ranks=4", "--training.context_parallel=2", "--training.packs_per_step=3"))
+    check(load("--training.ranks=4", "--training.context_parallel=4", "--training.packs_per_step=3"))
+
+
+def test_a_gpu_that_is_too_small_is_told_with_both_numbers_and_a_remedy(load) -> None:
+    check(load("--training.gpu_memory=80GiB"))
+    with pytest.raises(UserError, match=r"training\.gpu_memory: .* needs .* training\.recompute: all"):
+        check(load("--training.gpu_memory=1GiB"))

@@ -1,4 +1,5 @@
-"""How much memory a trainer rank needs, by formula. Without torch, so that it can be asked before anything is queued.
+"""How much memory a trainer rank needs, by formula. Without torch, so that `specbatch.training.budget` can ask before
+anything is queued.
 
 Each term is what the code holds at its peak: while a piece of live columns is differentiated, or, where that is more,
 while the gradients of the whole draft are handed to the sharded optimizer. Only terms that grow with the model or the

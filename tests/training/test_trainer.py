@@ -58,10 +58,12 @@ def master(folder: Path) -> Iterator[Master]:
         yield master
 
 
-def stage_at(folder: Path, target: Path, master: Master, name: str, *, ranks: int = 2, attempt: int = 1) -> Stage:
+def stage_at(
+    folder: Path, target: Path, master: Master, name: str, *, ranks: int = 2, together: int = 1, attempt: int = 1
+) -> Stage:
     """A run of its own, all on the same conversations. All of the second rank's packs of step 2 are void."""
     config = make_config(target, folder, ranks=ranks)
-    config.run.dir = str(folder / name)
+    config.run.dir, config.training.context_parallel = str(folder / name), together
     stage = Stage(config, master, attempt=attempt)
     stage.producer.faults.void = void_packs(stage.plan)
     return stage
@@ -188,22 +190,35 @@ def test_training_goes_on_as_without_evaluations(
 def test_one_rank_learns_what_two_do(folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome) -> None:
     with stage_at(folder, tiny_target, master, "one rank", ranks=1) as stage:
         assert stage.end() == 0, stage.tell()
-        alone = outcome(stage)
-    for line, other in zip(alone.lines, undisturbed.lines, strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
-        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+        assert_close(outcome(stage), undisturbed)
+
+
+def test_ranks_that_train_every_pack_together_learn_the_same(
+    folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
+) -> None:
+    with stage_at(folder, tiny_target, master, "together", together=2) as stage:
+        assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 0
+        assert_close(outcome(stage), undisturbed)
+
+
+def assert_close(found: Outcome, other: Outcome) -> None:
+    """Losses, gradients and weights, but for rounding, where packs fell on other ranks."""
+    for line, expected in zip(found.lines, other.lines, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
         assert {k: line[k] for k in ("tokens", "loss_tokens", "void_packs", "learning_rate")} == {
-            k: other[k] for k in ("tokens", "loss_tokens", "void_packs", "learning_rate")
+            k: expected[k] for k in ("tokens", "loss_tokens", "void_packs", "learning_rate")
         }
-        if "evaluation" in other:
-            assert line["evaluation"]["loss"] == pytest.approx(other["evaluation"]["loss"], rel=1e-6)
-            assert line["evaluation"]["packs"] == other["evaluation"]["packs"]
+        if "evaluation" in expected:
+            assert line["evaluation"]["loss"] == pytest.approx(expected["evaluation"]["loss"], rel=1e-6)
+            assert line["evaluation"]["packs"] == expected["evaluation"]["packs"]
     weights = [
-        name for name in alone.state if "." in name and name.split(".")[0] in ("fc", "layers", "norm", "lm_head")
+        name for name in found.state if "." in name and name.split(".")[0] in ("fc", "layers", "norm", "lm_head")
     ]
     assert len(weights) == 13
     for name in weights:
-        torch.testing.assert_close(alone.state[name], undisturbed.state[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.state[name], other.state[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_killed_rank_changes_nothing(folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome) -> None:
