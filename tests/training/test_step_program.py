@@ -1,0 +1,95 @@
+"""The step as a program: what it needs, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEP = ROOT / "tools" / "bench" / "step.py"
+
+BLOCKER = """
+import runpy, sys
+refused, finders = set({refused!r}), list(sys.meta_path)
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            return None
+        return next((spec for finder in finders if (spec := finder.find_spec(name, path, target))), None)
+sys.meta_path[:] = [Blocker()]
+sys.argv = [{step!r}, *{arguments!r}]
+runpy.run_path({step!r}, run_name="__main__")
+"""
+
+
+def without(refused: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program where some packages can't be imported."""
+    code = BLOCKER.format(refused=sorted(refused), step=str(STEP), arguments=[*arguments, "--threads", "1"])
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def of_torch() -> set[str]:
+    """torch, and what it asks for, whoever asks in between."""
+    found, queue = set(), ["torch"]
+    while queue:
+        name = queue.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            asked = requires(name) or []
+        except ModuleNotFoundError:
+            continue
+        queue += [r.split(";")[0].split("[")[0].strip(" ()<>=!~0123456789.,*") for r in asked if "extra ==" not in r]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only", ["ours", "plain"])
+def test_torch_is_all_that_the_program_needs(only: str) -> None:
+    allowed = of_torch()
+    others = {
+        module
+        for module, owners in packages_distributions().items()
+        if module != "specbatch" and not {owner.lower().replace("_", "-") for owner in owners} & allowed
+    }
+    assert {"numpy", "transformers", "torchtitan", "msgspec"} <= others
+    done = without(
+        others, "--tokens", "192", "--loss-fraction", "1", "--ttt-steps", "2", "--repeat", "0", "--only", only
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["tokens_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_its_last_line_has_both_rates_and_peaks_and_the_losses_are_the_same() -> None:
+    command = [
+        sys.executable, str(STEP), "--tokens", "256", "--loss-fraction", "1", "--ttt-steps", "3", "--threads", "1",
+        "--repeat", "0",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ratio"] == pytest.approx(found["tokens_per_s"] / found["plain_tokens_per_s"])
+    assert found["loss"] == pytest.approx(found["plain_loss"], rel=1e-6)
+    assert 0 < found["peak_bytes"] < found["plain_peak_bytes"]
+    assert found["tokens"] == 256
+
+
+@pytest.mark.slow
+def test_operations_a_token_stay_the_same_from_1k_tokens_on() -> None:
+    """Where samples stay as long, so that attention does too."""
+    command = [
+        sys.executable, str(STEP), "--tokens", "2048", "--loss-fraction", "0.5", "--ttt-steps", "2", "--threads", "1",
+        "--repeat", "0", "--mean-length", "256", "--scaling",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    small, large = json.loads(done.stdout.splitlines()[-1])["operations_per_token"]
+    assert large == pytest.approx(small, rel=0.15)
