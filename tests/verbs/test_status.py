@@ -40,6 +40,7 @@ def new_run(root, *, state="running", why="", attempt=1):
             ],
             "waiting": ["rank 0 waits for pack 0.7", "engine engine-0-ab is ready with 1 packs, heard 0 s ago"],
             "void": [{"pack": "0.3", "why": "NaN"}],
+            "refused": {"peers": 2, "messages": 0, "requests": 1},
             "store": {"stored_bytes": 1 << 29, "budget_bytes": 1 << 30},
             "window": {"free": 1, "claimed": 2, "stored": 3},
         },
@@ -81,7 +82,7 @@ def test_one_run_is_told_in_detail(tmp_path, capsys):
     assert main(["status", "runs/a"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == ("runs/a: running, training, step 12 of 40, attempt 1, loss 2.500, 500 tokens/s, 0:00:56 to go")
-    assert lines[1:8] == [
+    assert lines[1:9] == [
         "  time      0:00:00 used; 0.0 node-hours in all",
         "  engines   1 of 2 ready, 2 ranks joined",
         "            engine-0-ab ready, 1 packs in work, 9 done, 5 tokens/s, heard 0 s ago",
@@ -89,8 +90,9 @@ def test_one_run_is_told_in_detail(tmp_path, capsys):
         "  store     50 % of 1.00 GiB; packs of the window: 1 free, 2 claimed, 3 stored",
         "  waiting   rank 0 waits for pack 0.7",
         "  void      pack 0.3 was not trained: NaN",
+        "  refused   2 peers, 1 requests: see SECURITY.md",
     ]
-    assert lines[8].startswith("  attempt   1: running, step 12, began ")
+    assert lines[9].startswith("  attempt   1: running, step 12, began ")
     assert main(["status", "runs/a", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["state"], told["head"]["ranks"], told["attempts"][0]["number"], told["failure"]) == (
