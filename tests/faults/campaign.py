@@ -36,7 +36,15 @@ class Campaign:
         say: told what happens.
     """
 
-    def __init__(self, folder: Path, target: Path, seed: int, steps: int, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        target: Path,
+        seed: int,
+        steps: int,
+        say: Callable[[str], None] = print,
+        kinds: Sequence[Kind] = KINDS,
+    ) -> None:
         self.folder, self.target, self.steps, self.say = folder, target, steps, say
         self._kept = folder / "tallies.json"
         known = json.loads(self._kept.read_text()) if self._kept.exists() else {"runs": 0, "tallies": {}}
@@ -45,7 +53,7 @@ class Campaign:
         self.runs = known["runs"]
         self._seed = seed
         self._clock = Clock(folder)
-        self._schedule = itertools.islice(schedule(seed), self.injected(), None)
+        self._schedule = itertools.islice(schedule(seed, kinds), self.injected(), None)
         self._next: Kind | None = None
 
     def undisturbed(self) -> RunDir:
@@ -69,6 +77,8 @@ class Campaign:
         """
         self.runs += 1
         self._clock.set(0)
+        # An earlier campaign may have been ended in the middle of it.
+        shutil.rmtree(self.folder / f"run-{self.runs}", ignore_errors=True)
         scene = Scene(self.folder / f"run-{self.runs}", self.target, self.steps, self._clock, prompts)
         until = time.monotonic() + seconds
         try:
@@ -148,7 +158,7 @@ class Campaign:
             time.sleep(0.1)
 
 
-def schedule(seed: int, kinds: Sequence[Kind] = KINDS) -> Iterator[Kind]:
+def schedule(seed: int, kinds: Sequence[Kind]) -> Iterator[Kind]:
     """Kinds without end: at first each once, in any order, then as their weights say."""
     draw = random.Random(seed)
     drawn = [kind for kind in kinds if kind.weight]
