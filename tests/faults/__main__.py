@@ -29,14 +29,16 @@ def main() -> int:
     parser.add_argument("--seconds-per-run", type=float, default=1e9, help="After so long in a run, no fault is begun.")
     parser.add_argument("--steps", type=int, default=150, help="Of each run.")
     parser.add_argument("--evaluate-every", type=int, default=8, help="Runs between two whose evaluator is killed.")
-    parser.add_argument("--minutes", type=float, default=1e9, help="Begin no run after so long.")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="Begin no run after so long, simulated ones included."
+    )
     parser.add_argument("--simulate", type=int, metavar="N", help="So many faults, simulated.")
     parser.add_argument("--table", type=Path, help="Where the table goes, besides standard output.")
     parser.add_argument("--folder", type=Path, help="For the runs, and to go on with them; temporary if not given.")
     options = parser.parse_args()
     # So that nothing of a run is left when this is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    found, failure = _simulate(options) if options.simulate else _disturb(options)
+    found, failure = (_simulate(options), None) if options.simulate else _disturb(options)
     print(found)
     if options.table:
         options.table.write_text(found)
@@ -45,13 +47,16 @@ def main() -> int:
     return 1 if failure else 0
 
 
-def _simulate(options: argparse.Namespace) -> tuple[str, AssertionError | None]:
+def _simulate(options: argparse.Namespace) -> str:
+    """What broke is raised, with the seed of the run in which it did."""
     began = told = time.monotonic()
     for stats in simulate(options.seed, options.simulate):
         if time.monotonic() - told > SAY_S:
             told = time.monotonic()
             say(f"{stats.faults.total()} faults")
-    return simulated(stats, options.seed, time.monotonic() - began), None
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+    return simulated(stats, options.seed, time.monotonic() - began)
 
 
 def _disturb(options: argparse.Namespace) -> tuple[str, AssertionError | None]:

@@ -126,7 +126,7 @@ class Campaign:
             if not scene.await_signs(kind.back, after):
                 return
             history = scene.trained()
-            again = sum(step <= max(history[:trained]) for step in history[trained:])
+            again = max(0, max(history[:trained]) - min(history[trained:]) + 1)
             tally = self.tallies[kind.name]
             tally.retrained.append(again)
             tally.seconds.append(time.monotonic() - began)
@@ -159,10 +159,10 @@ class Campaign:
 
 
 def schedule(seed: int, kinds: Sequence[Kind]) -> Iterator[Kind]:
-    """Kinds without end: at first each once, in any order, then as their weights say."""
+    """Kinds without end: at first each once, those before that cost least, then as their weights say."""
     draw = random.Random(seed)
     drawn = [kind for kind in kinds if kind.weight]
     draw.shuffle(drawn)
-    yield from drawn
+    yield from sorted(drawn, key=lambda kind: -kind.weight)
     while True:
         yield draw.choices(drawn, [kind.weight for kind in drawn])[0]
