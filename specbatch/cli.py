@@ -24,6 +24,7 @@ from specbatch.verbs.options import Verb, about
 from specbatch.verbs.plan import plan
 from specbatch.verbs.regenerate import regenerate
 from specbatch.verbs.run import resume, run
+from specbatch.verbs.scale import scale
 from specbatch.verbs.status import status
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -36,6 +37,7 @@ VERBS: dict[str, Verb] = {
         status,
         logs,
         cancel,
+        scale,
         engine,
         data,
         regenerate,

@@ -122,9 +122,8 @@ class AddedEngine:
                 run_dir.component_log(attempt, f"engine-{place.job}", place.task),
             ) as engine:
                 self._engine = engine
-                if self._away.is_set():
-                    return
-                engine.run()
+                if not self._away.is_set() and engine.needed(run_dir.snapshots):
+                    engine.run()
         except DispatcherGone as error:
             # So it is when the head's node dies, and another attempt may come.
             log.warning("the attempt is over why=%s", error)
@@ -149,4 +148,5 @@ def join(run_dir: RunDir) -> tuple[bool, str]:
         record_job(run_dir, int(place.job), kind="engines", size=place.size)
     engine = AddedEngine(run_dir, place)
     on_signal(engine.leave)
+    print(f"{place.component}-{place.task} on {socket.gethostname()} joins {run_dir.root}", flush=True)
     return engine.follow()

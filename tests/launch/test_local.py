@@ -209,7 +209,7 @@ def test_a_run_directory_of_another_configuration_is_refused(undisturbed):
 def test_added_engines_work_and_vanish_and_a_cancelled_run_stays_so(tmp_path, tiny_target, undisturbed):
     run = new_run(tmp_path / "added", tiny_target)
     process = run.start()
-    own = own_engine(run, process)
+    own = own_engine(run, process, 1)
     # The run's own engine does nothing until another has joined and trained steps with its packs.
     own.suspend()
     added = subprocess.Popen(run.command("engine", str(run.root)), text=True)
@@ -232,7 +232,7 @@ def test_added_engines_work_and_vanish_and_a_cancelled_run_stays_so(tmp_path, ti
     process = subprocess.Popen(
         run.command("resume", str(run.root)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    own = own_engine(run, process)
+    own = own_engine(run, process, 2)
     own.suspend()
     added = subprocess.Popen(run.command("engine", str(run.root)), start_new_session=True)
     wait_for_step(run, len(run.metrics()) + 1, process)
@@ -245,13 +245,12 @@ def test_added_engines_work_and_vanish_and_a_cancelled_run_stays_so(tmp_path, ti
     assert "completed" in run.verb("status", str(run.root)).stdout
 
 
-def own_engine(run: Run, process: subprocess.Popen[str]) -> psutil.Process:
-    """The component of the run's only engine in its newest attempt."""
+def own_engine(run: Run, process: subprocess.Popen[str], attempt: int) -> psutil.Process:
+    """The component of the run's only engine, as soon as others can join the attempt."""
     until = time.monotonic() + 120
     while True:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
-        attempt = max((int(path.name) for path in (run.root / "attempts").glob("*")), default=0)
         log = run.root / "attempts" / str(attempt) / "logs" / "inference-0.log"
         if (log.parent.parent / "rendezvous.json").exists() and log.exists():
             found = re.search(r"started pid=(\d+)", log.read_text())

@@ -145,6 +145,15 @@ def test_node_hours_are_those_of_all_attempts(run_dir):
     assert round(found.node_hours, 4) == round((14 + 11) * 4 / 3600, 4)
 
 
+def test_where_there_are_no_accounts_node_hours_are_those_that_attempts_wrote_down(run_dir):
+    record_job(run_dir, 4, size=3)
+    attempt = begin_attempt(run_dir, 1, job=4, nodes={"head": ["a"], "inference": ["b", "c"], "training": ["a"]})
+    head(run_dir, 1, age_s=-3600)
+    files = read_files(run_dir)
+    found = standing(files, Answer(slurm("RUNNING").queue), attempt.began + 1800)
+    assert round(found.node_hours, 3) == 0.5 * 3
+
+
 def test_the_history_says_what_slurm_did_to_each_attempt(run_dir):
     record_job(run_dir, 1, size=3)
     begin_attempt(run_dir, 1, job=1)

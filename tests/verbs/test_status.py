@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -118,6 +121,25 @@ def test_a_failed_run_tells_the_end_of_the_right_log_and_how_to_go_on(tmp_path, 
         "    last words",
         "  go on with: specbatch resume 'my run'",
     ]
+
+
+def test_watching_goes_on_until_ctrl_c(tmp_path):
+    run = new_run(tmp_path / "runs" / "a")
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "specbatch", "status", "--watch"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    heads = [watch.stdout.readline(), watch.stdout.readline()]
+    assert heads[0].startswith("NAME")
+    assert " 12/40 " in heads[1]
+    write_json(run.status, json.loads(run.status.read_text()) | {"step": 13})
+    assert watch.stdout.readline() == heads[0]
+    assert " 13/40 " in watch.stdout.readline()
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(timeout=30) == 130
+    assert watch.stderr.read() == "specbatch: interrupted\n"
 
 
 def test_a_status_without_slurms_answer_says_so(tmp_path, capsys, monkeypatch):

@@ -65,22 +65,26 @@ def main() -> None:
         for number in range(options.runs):
             make_run(Path(folder) / "runs" / f"run-{number}", number, options.slurm)
         command = [sys.executable, "-m", "specbatch", "status"]
-        bare = [timed([sys.executable, "-c", "pass"], folder) for _ in range(TIMES)]
-        took = [timed(command, folder) for _ in range(TIMES)]
+        bare = [timed([sys.executable, "-c", "pass"], folder)[0] for _ in range(TIMES)]
+        took, computed = zip(*(timed(command, folder) for _ in range(TIMES)), strict=True)
         shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
     assert sum(line.startswith("run-") for line in shown) == options.runs, shown
     answer = shown[-1] if shown[-1].startswith("Slurm") else "Slurm answered" if options.slurm else "Slurm not asked"
     print(
         f"specbatch status, {options.runs} runs: median {statistics.median(took):.3f} s, most {max(took):.3f} s "
-        f"of {TIMES}; python alone {statistics.median(bare):.3f} s; {answer}"
+        f"of {TIMES}, of the processor {statistics.median(computed):.3f} s; "
+        f"python alone {statistics.median(bare):.3f} s; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; "
+        f"{answer}"
     )
 
 
-def timed(command: list[str], folder: str) -> float:
-    """Seconds of a command."""
-    began = time.perf_counter()
+def timed(command: list[str], folder: str) -> tuple[float, float]:
+    """Seconds of a command, and how many of them it and its children used a processor."""
+    began, before = time.perf_counter(), os.times()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - began, used
 
 
 if __name__ == "__main__":

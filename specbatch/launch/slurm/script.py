@@ -72,25 +72,31 @@ def render(config: Config, run_dir: RunDir) -> str:
 def render_engines(config: Config, run_dir: RunDir) -> str:
     """The text of a script for engines that join a running run: a job of one node, or an array of such jobs.
 
+    A job that ends by itself while it is being preempted is complete for Slurm, and never comes back. So an engine
+    that was called away, and not cancelled, has its own job requeued: it joins again when there is room.
+
     Raises:
         UserError: the run directory's name can't be written into a script.
     """
     slurm, settings = config.slurm, config.slurm.inference
     share = dataclasses.replace(settings, nodes=1, gpus_per_node=config.inference.tensor_parallel)
     asked = _resources(config, share if settings.gpus_per_node else settings, 1) | {"ntasks-per-node": 1}
-    common = {name: value for name, value in _common(config).items() if name not in ("requeue", "no-requeue", "signal")}
-    block = common | asked | slurm.extra | settings.extra
+    common = {name: value for name, value in _common(config).items() if name != "no-requeue"}
+    block = common | {"requeue": True} | asked | slurm.extra | settings.extra
     lines = [
         "#!/bin/bash",
-        "# Engines that join a running run of specbatch, and may vanish at any time: sbatch --array=0-3 engines.sbatch",
+        "# Engines that join a running run of specbatch, and may vanish at any time. `specbatch scale` submits them,",
+        "# and by hand `sbatch --array=0-3 --partition=preempt engines.sbatch` by hand.",
         "",
         *(f"#SBATCH {_directive(name, value)}" for name, value in block.items() if value is not None),
         "",
         f"run={shlex.quote(_root(run_dir))}",
         _LOG.format(log="engines.log"),
         _CLEAN.format(leftovers=_wrapped(LEFT_FROM_ELSEWHERE)),
-        *_srun(Part("engine", settings, 1, 1, ""), f"{_python(settings)} -m specbatch engine ."),
-        "",
+        "# The engine hears TERM and USR2 itself; this script waits for it.",
+        "trap : TERM USR2",
+        *_srun(Part("engine", settings, 1, 1, ""), f"{_python(settings)} -u -m specbatch engine ."),
+        _AGAIN,
     ]
     return "\n".join(lines)
 
@@ -267,6 +273,18 @@ exec >>{log} 2>&1 </dev/null
 _CLEAN = """\
 # Nothing of the shell that submitted.
 unset {leftovers}
+"""
+
+_AGAIN = """\
+code=$?
+# 75: it was called away, and the run goes on. For Slurm, what is being preempted runs, and what was cancelled does not.
+# An element of an array may have the array's own id.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+if [ "$code" = 75 ] && [ "$(squeue --noheader --all --jobs="$job" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$job"
+fi
+exit $code
 """
 
 _PRELUDE = """\
