@@ -19,8 +19,8 @@ from specbatch.rundir import RunDir, read_json
 
 SILENT_S = 60.0
 """A head writes the status several times a second: one that did not for so long is not there, or cut off."""
-RECENT_STEPS = 20
-TAIL_BYTES = 1 << 16
+RECENT_STEPS = 10
+TAIL_BYTES = 1 << 15
 
 
 @dataclass(frozen=True)
