@@ -206,7 +206,7 @@ KINDS = (
     Kind("USR2 to engine", drain("engine", signal.SIGUSR2), ATTEMPT_BACK),
     Kind("USR2 to head", drain("head", signal.SIGUSR2), ATTEMPT_BACK),
     Kind("cut head's connections", cut("head"), weight=8),
-    Kind("cut engine's connections", cut("engine"), weight=8),
+    Kind("cut engine's connections", cut("engine"), weight=2),
     Kind("cut scheduler's connections", cut("scheduler"), weight=8),
     Kind("cut rank's connections", cut("rank"), weight=4),
     Kind("cut master's connections", cut("master"), weight=8),

@@ -39,11 +39,9 @@ class Processes:
         if kind == "controller":
             parents = [parent for c in ("head", "inference", "training") for parent in _parents(self._component(c))]
             return [parent for parent in parents if "submitit.local._local" in _words(parent)]
-        words = {
-            "guard": "specbatch.inference.guard",
-            "server": "sglang.launch_server",
-            "scheduler": "sglang::scheduler",
-        }
+        if kind == "scheduler":
+            return [process for process in _below(self._component("inference"), "") if _captures(process)]
+        words = {"guard": "specbatch.inference.guard", "server": "sglang.launch_server"}
         return _below(self._component("inference"), words[kind])
 
     def all(self) -> list[psutil.Process]:
@@ -83,6 +81,13 @@ def _runs(process: psutil.Process, word: str) -> bool:
         if "specbatch.inference.guard" in process.cmdline():
             return word == "specbatch.inference.guard"
         return True
+    return False
+
+
+def _captures(process: psutil.Process) -> bool:
+    """Whether this is the process of SGLang that has the capture plugin, and with it the store's client."""
+    with contextlib.suppress(*GONE):
+        return any(mapped.path.endswith("mooncake/store.so") for mapped in process.memory_maps())
     return False
 
 
