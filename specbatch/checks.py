@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,28 @@ def check_plan(config: Config, plan: Plan, corpus: Corpus, contract: CaptureCont
         )
     check_store(config, plan, corpus, contract)
     return _warn_of_warmup(config, min(plan.steps, config.training.max_steps or plan.steps))
+
+
+def check_recording(config: Config, plan: Plan, contract: CaptureContract) -> str | None:
+    """How many bytes recordings will take at most, for people; None if nothing is recorded.
+
+    Raises:
+        UserError: the disk of the run directory has not that much room.
+    """
+    keep = config.snapshot.record
+    if not keep:
+        return None
+    # Rows, and an id and a mask for each token. One step more than is kept is there while the next is written.
+    each = BYTES_PER_VALUE * sum(contract.widths.values()) + 9
+    tokens = max(sum(plan.tokens(pack) for pack in plan.packs(step)) for step in range(1, plan.steps + 1))
+    most = (keep + 1) * tokens * each
+    free = shutil.disk_usage(next(folder for folder in Path(config.run.dir).absolute().parents if folder.is_dir())).free
+    if most > free:
+        raise UserError(
+            f"snapshot.record: {keep} steps of up to {tokens} tokens are {_size(most)}, and {config.run.dir} has "
+            f"{_size(free)} free; record at most {max(0, int(free / (tokens * each)) - 1)}, or make room"
+        )
+    return f"recording the last {keep} steps in at most {_size(most)}; {_size(free)} are free"
 
 
 def check_store(config: Config, plan: Plan, corpus: Corpus, contract: CaptureContract) -> None:
@@ -320,11 +343,11 @@ def _warn_of_store(config: Config, shape: TargetShape) -> list[str]:
 
 
 def _warn_of_evaluations(config: Config) -> list[str]:
-    every, kept = config.training.evaluate_interval_steps, config.snapshot.interval_steps
-    if every is None or every % kept == 0 or kept % every == 0:
+    every, kept = config.training.evaluate_interval_steps, config.snapshot.interval.steps
+    if every is None or kept is None or every % kept == 0 or kept % every == 0:
         return []
     return [
-        f"training.evaluate_interval_steps: {every} and snapshot.interval_steps: {kept} seldom meet, and only a "
+        f"training.evaluate_interval_steps: {every} and snapshot.interval: {kept} seldom meet, and only a "
         "snapshot of an evaluated step can be kept as the best; let one be a multiple of the other"
     ]
 

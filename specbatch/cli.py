@@ -23,6 +23,7 @@ from specbatch.verbs.logs import logs
 from specbatch.verbs.options import Verb, about
 from specbatch.verbs.plan import plan
 from specbatch.verbs.regenerate import regenerate
+from specbatch.verbs.replay import replay
 from specbatch.verbs.run import resume, run
 from specbatch.verbs.scale import scale
 from specbatch.verbs.status import status
@@ -45,6 +46,7 @@ VERBS: dict[str, Verb] = {
         evaluate,
         compare,
         inspect,
+        replay,
     )
 }
 

@@ -144,11 +144,8 @@ def _compare_steps(found: Comparison, first: RunDir, second: RunDir) -> None:
             apart = [abs(a - b) for a, b in zip(mine, other, strict=True)]
             gauge.add(max(apart, default=0.0), sum(x * x for x in apart), sum(a * a for a in mine))
         found.distances.append(gauge.distance)
-    found.apart = [
-        {"step": step, "loss": [lines[step]["loss"], others[step]["loss"]],
-         "apart": abs(lines[step]["loss"] - others[step]["loss"])}
-        for step in common if lines[step]["loss"] != others[step]["loss"]
-    ]  # fmt: skip
+    losses = [(step, _numbers(lines[step]["loss"])[0], _numbers(others[step]["loss"])[0]) for step in common]
+    found.apart = [{"step": step, "loss": [a, b], "apart": abs(a - b)} for step, a, b in losses if a != b]
 
 
 def _lines(run: RunDir, found: Comparison) -> dict[int, dict[str, Any]]:

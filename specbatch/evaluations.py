@@ -41,6 +41,15 @@ def best_step(metrics: Path, among: Collection[int]) -> int | None:
         None if none of them was evaluated.
     """
     known = {step: found for step, found in evaluations(metrics).items() if step in among}
-    return max(
-        known, key=lambda step: (known[step]["acceptance_length"] or 0.0, -known[step]["loss"], step), default=None
-    )
+    return max(known, key=lambda step: (*merit(known[step]), step), default=None)
+
+
+def best_evaluation(metrics: Path, trained: int) -> dict[str, Any] | None:
+    """The best evaluation after any of the first ``trained`` steps; None if there was none."""
+    found = [evaluation for step, evaluation in evaluations(metrics).items() if step <= trained]
+    return max(found, key=merit, default=None)
+
+
+def merit(evaluation: dict[str, Any]) -> tuple[float, float]:
+    """What makes one evaluation better than another: acceptance length, then loss."""
+    return evaluation["acceptance_length"] or 0.0, -evaluation["loss"]

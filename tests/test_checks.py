@@ -282,9 +282,10 @@ def test_a_warm_up_that_never_ends_is_warned_of(load):
 def test_evaluations_need_held_out_data_and_should_meet_snapshots(load):
     message = refused(load("--training.evaluate_interval_steps=10", "--data.heldout=[]", "--evaluate.prompts=0"))
     assert message.startswith("training.evaluate_interval_steps: 10: evaluations use data.heldout, which is empty")
-    assert check(load("--training.evaluate_interval_steps=50")) == []
-    (warning,) = check(load("--training.evaluate_interval_steps=30"))
-    assert "snapshot.interval_steps: 100 seldom meet" in warning
+    assert check(load("--training.evaluate_interval_steps=50", "--snapshot.interval=100")) == []
+    assert check(load("--training.evaluate_interval_steps=30", "--snapshot.interval=10min")) == []
+    (warning,) = check(load("--training.evaluate_interval_steps=30", "--snapshot.interval=100"))
+    assert "snapshot.interval: 100 seldom meet" in warning
 
 
 def test_held_out_packs_fit_into_the_store_beside_any_step(load, tmp_path):

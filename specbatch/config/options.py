@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from specbatch.config.document import text_of, unknown
-from specbatch.config.rules import Bytes, broken, describe, has_rules
+from specbatch.config.rules import Bytes, Interval, broken, describe, has_rules
 from specbatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def parser(prog: str, description: str, groups: Mapping[str, tuple[str, Options]
     from jsonargparse import ArgumentParser
     from jsonargparse.typing import register_type
 
-    register_type(Bytes, serializer=str, deserializer=Bytes.parse, fail_already_registered=False)
+    for kind in (Bytes, Interval):
+        register_type(kind, serializer=str, deserializer=kind.parse, fail_already_registered=False)
     made = ArgumentParser(
         prog=prog, description=description, exit_on_error=False, allow_abbrev=False, print_config=None
     )

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 _UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
 _NOUNS = {int: "an integer", float: "a number", str: "text", bool: "true or false", dict: "a mapping"}
 
 
@@ -70,6 +71,33 @@ class Bytes(int):
         return str(int(self))
 
 
+class Interval(str):
+    """How often something is done: every so many steps (``100``), after a time (``10min``), or ``auto``."""
+
+    @classmethod
+    def parse(cls, text: str | int) -> Interval:
+        """Read it.
+
+        Raises:
+            ValueError: for anything else than a number of at least 1, one with s, min or h, or ``auto``.
+        """
+        made = cls(text)
+        if made != "auto" and not (made.steps or made.seconds):
+            raise ValueError(f"{text} is no interval")
+        return made
+
+    @property
+    def steps(self) -> int | None:
+        """Steps, where it counts those."""
+        return int(self) if re.fullmatch(r"\d[\d_]*", self) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds, where it is a time."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", self)
+        return float(found[1]) * _SECONDS[found[2]] if found else None
+
+
 def describe(hint: Any) -> str:
     """A type with its rules as words: ``an integer of at least 1``."""
     hint, rules = split(hint)
@@ -85,6 +113,8 @@ def describe(hint: Any) -> str:
         example = ", as [a, b]" if split(element)[0] is str else f", as [1, 2], each {describe(element)}"
     elif origin is tuple:
         words = f"{len(get_args(hint))} values, each {describe(get_args(hint)[0])}"
+    elif hint is Interval:
+        words, example = "a number of steps, a time or auto", ", as 100, 10min, 2h or auto"
     elif hint is Bytes:
         words, example = "a number of bytes", ", as 4GiB or 4294967296"
     else:
@@ -95,7 +125,7 @@ def describe(hint: Any) -> str:
 def has_rules(hint: Any) -> bool:
     """Whether a type says more than its name."""
     kind, rules = split(hint)
-    return bool(rules) or kind is Bytes or any(has_rules(argument) for argument in get_args(kind))
+    return bool(rules) or kind in (Bytes, Interval) or any(has_rules(argument) for argument in get_args(kind))
 
 
 def broken(hint: Any, value: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from specbatch.config.rules import NOT_EMPTY, ONE_LINE, Bytes, above, at_least, at_most, below, between
+from specbatch.config.rules import NOT_EMPTY, ONE_LINE, Bytes, Interval, above, at_least, at_most, below, between
 
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
@@ -17,6 +17,7 @@ Share = Annotated[float, between(0, 1)]
 Beta = Annotated[float, at_least(0), below(1)]
 _SMALLEST_SEGMENT = Bytes(16 << 20)
 _FOUR_GIB = Bytes(4 << 30)
+_AUTO = Interval("auto")
 Place = Annotated[str, ONE_LINE, NOT_EMPTY]
 
 
@@ -202,8 +203,11 @@ class Store:
 class Snapshot:
     """Checkpoints from which a run goes on."""
 
-    interval_steps: Count = 100
-    """Steps between two snapshots."""
+    interval: Interval = _AUTO
+    """Between two snapshots: steps, as 100; a time, as 10min; auto: what costs least, by what a snapshot takes and
+    how often the run failed. Where it is no number of steps, an evaluation that finds the best draft is kept, too."""
+    record: Natural = 0
+    """How many steps are kept as they were trained, with all hidden states, for `specbatch replay`; 0: none."""
     keep: Annotated[int, at_least(2)] = 2
     """How many are kept, and the one that evaluations found best; the one before the last is the way back from a
     damaged disk."""

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from specbatch.config.document import Loader
-from specbatch.config.rules import Bytes
+from specbatch.config.rules import Bytes, Interval
 
 
 class _Dumper(yaml.SafeDumper):
@@ -26,6 +26,7 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+_Dumper.add_representer(Interval, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:str", str(value)))
 _Dumper.add_representer(Bytes, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:str", str(value)))
 
 

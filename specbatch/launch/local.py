@@ -11,13 +11,16 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from specbatch.config import Config, dump_config, load_config
+from specbatch.config import Config, dump_config
+from specbatch.config.change import STEPS
 from specbatch.errors import RunError, UserError
 from specbatch.evaluations import evaluations
+from specbatch.launch.change import change_settings
 from specbatch.launch.history import begin_attempt
 from specbatch.launch.marks import read_mark
 from specbatch.launch.prepare import prepare
@@ -54,16 +57,23 @@ def run(config: Config) -> int:
     return _run(run_dir, config)
 
 
-def resume(root: Path) -> int:
-    """Go on with a run where its newest whole snapshot stands. Returns and raises as `run`."""
+def resume(root: Path, overrides: Sequence[str] = ()) -> int:
+    """Go on with a run where its newest whole snapshot stands. Returns and raises as `run`.
+
+    Args:
+        overrides: settings that are different from now on.
+    """
     run_dir = RunDir(root.absolute())
     if not run_dir.config.exists():
         raise UserError(f"{root}: no run directory: it has no config.yaml; start a run with `specbatch run`")
+    config, changed = change_settings(run_dir, overrides)
+    for change in changed:
+        print(f"{change.field} was {change.was} and is {change.now}")
     status = read_json(run_dir.status) or {}
-    if status.get("state") == "completed":
+    if status.get("state") == "completed" and STEPS not in [change.field for change in changed]:
         print(f"{root}: this run is complete: its draft is in {run_dir.export}")
         return DONE
-    return _run(run_dir, load_config(run_dir.config))
+    return _run(run_dir, config)
 
 
 def _run(run_dir: RunDir, config: Config) -> int:

@@ -21,7 +21,7 @@ def prepare(
         UserError: the data or the settings can't work.
     """
     from specbatch import corpus
-    from specbatch.checks import check_plan
+    from specbatch.checks import check_plan, check_recording
     from specbatch.launch.provenance import provenance
     from specbatch.target import capture_contract, fingerprint, read_target
 
@@ -31,8 +31,11 @@ def prepare(
     prepared = corpus.open_corpus(run_dir)
     plan = corpus.make_plan(config, prepared)
     target = read_target(config.target.path)
-    for warning in check_plan(config, plan, prepared, capture_contract(config, target)):
+    contract = capture_contract(config, target)
+    for warning in check_plan(config, plan, prepared, contract):
         say(f"warning: {warning}")
+    if recording := check_recording(config, plan, contract):
+        say(recording)
     if not run_dir.provenance.exists():
         made_from = provenance(config.target.path, fingerprint(target), prepared.fingerprint, plan.fingerprint)
         write_json(run_dir.provenance, made_from)

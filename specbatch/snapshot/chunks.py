@@ -71,6 +71,27 @@ def write_tensor(file: h5py.File, dataset: str, tensor: torch.Tensor, aside: Exe
     return checksum
 
 
+def read_checked(group: h5py.Group, name: str, where: str) -> torch.Tensor:
+    """A tensor that `write_tensor` stored, against the checksum beside it.
+
+    Args:
+        where: the file, for the error.
+
+    Raises:
+        DamagedSnapshot: naming file and dataset.
+    """
+    named = f"{where}: {group.name}/{name}"
+    try:
+        dataset = group[name]
+        array, dtype = np.ascontiguousarray(dataset[()]), dtype_of(str(dataset.attrs["dtype"]))
+        checksum = str(dataset.attrs["xxh3_128"])
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise DamagedSnapshot(f"{named} can't be read: {error}") from error
+    if xxhash.xxh3_128_hexdigest(array.data) != checksum:
+        raise DamagedSnapshot(f"{named} is not what was written: its checksum differs")
+    return torch.from_numpy(array).view(dtype).reshape(dataset.shape)
+
+
 class ChunkFiles:
     """The files of a snapshot, opened as they are needed.
 

@@ -22,9 +22,7 @@ from specbatch.rundir import RunDir
 from specbatch.snapshot.chunks import dtype_of
 from specbatch.snapshot.folder import MANIFEST, DamagedSnapshot, read_manifest
 from specbatch.snapshot.reading import damage
-
-ABOUT = "about"
-"""Attribute of a file's root: JSON that says what the file is."""
+from specbatch.snapshot.recording import ABOUT
 
 
 @dataclass

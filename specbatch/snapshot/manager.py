@@ -2,8 +2,8 @@
 
 How the trainer uses it:
 
-- Configuration: ``checkpoint=HDF5CheckpointManager.Config(enable=True, interval=config.snapshot.interval_steps,
-  keep=config.snapshot.keep, facts=facts)`` in torchtitan's ``Trainer.Config``, whose ``dump_folder`` is the run
+- Configuration: ``checkpoint=HDF5CheckpointManager.Config(enable=True, interval=steps, keep=config.snapshot.keep,
+  facts=facts)`` in torchtitan's ``Trainer.Config``, whose ``dump_folder`` is the run
   directory. ``facts`` is JSON that must be the same where training goes on, as
   ``{"plan": plan.fingerprint, "draft": {...}, "optimizer": {...}}``; nested as deep as is useful, since an error
   names the leaves that differ. All else (asynchronous saves, the folder ``snapshots``, whole last saves) is set.
@@ -17,6 +17,9 @@ How the trainer uses it:
   ask between the same two steps; None before the first.
 - ``trainer.checkpointer.best``, if rank 0 sets it, says which of some steps has the best draft: the snapshot of that
   one is kept besides the newest ones.
+- ``trainer.checkpointer.pace``, if it is set, takes the place of the interval in steps: a snapshot follows the step
+  that ``trainer.checkpointer.wanted`` was set to, on all ranks alike.
+- ``trainer.checkpointer.take_blocked_s()``: seconds that saves held the trainer up since it was last asked.
 - ``trainer.close()`` before ``destroy_process_group()``: it awaits a save under way. After an error don't close:
   end the process, and the save under way will never have a manifest.
 - Of the random generators, torch's are kept for each rank (on the CPU, and the rank's own GPU).
@@ -46,6 +49,7 @@ from torchtitan.components.checkpointer.base import MODEL
 from specbatch.errors import RunError, UserError
 from specbatch.snapshot import folder as snapshot_folder
 from specbatch.snapshot.folder import DamagedSnapshot, SnapshotManifest, read_manifest, snapshot_path
+from specbatch.snapshot.pace import Pace
 from specbatch.snapshot.storage import HDF5Reader, HDF5Writer
 
 logger = logging.getLogger(__name__)
@@ -103,6 +107,11 @@ class HDF5CheckpointManager(CheckpointManager):
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
+        self.saved_step: int | None = None
+        self.best: snapshot_folder.Best | None = None
+        self.pace: Pace | None = None
+        self.wanted: int | None = None
+        self._blocked_s = 0.0
         if not self.enable:
             return
         self.path = Path(self.folder)
@@ -110,8 +119,6 @@ class HDF5CheckpointManager(CheckpointManager):
         self.rank = dist.get_rank()
         self.random = RandomState(self.rank)
         self.states[RANDOM] = self.random
-        self.saved_step: int | None = None
-        self.best: snapshot_folder.Best | None = None
         self._pruning = threading.Lock()
         gpu = torch.cuda.is_available()
         self.stager = DefaultStager(
@@ -120,7 +127,25 @@ class HDF5CheckpointManager(CheckpointManager):
             )
         )
 
+    def take_blocked_s(self) -> float:
+        """Seconds that `save` held the trainer up since this was last asked."""
+        blocked_s, self._blocked_s = self._blocked_s, 0.0
+        return blocked_s
+
+    def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
+        if self.pace is None or last_step:
+            return bool(super()._should_save(curr_step, last_step))
+        return not self.load_only and curr_step == self.wanted
+
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
+        began = time.monotonic()
+        try:
+            return self._save_if_due(curr_step, last_step)
+        finally:
+            if self._should_save(curr_step, last_step):
+                self._blocked_s += time.monotonic() - began
+
+    def _save_if_due(self, curr_step: int, last_step: bool) -> bool:
         if last_step:
             self.maybe_wait_for_saving()
         if curr_step == self.saved_step:
@@ -146,6 +171,8 @@ class HDF5CheckpointManager(CheckpointManager):
     ) -> Future[None] | None:
         """Write a snapshot, or have a thread write it. A failure is reported, not raised."""
         step, began = int(Path(checkpoint_id).name.removeprefix("step-")), time.monotonic()
+        if self.pace is not None:
+            self.pace.begun(began)
         writer = HDF5Writer(Path(checkpoint_id), step=step, facts=self.facts)
         if async_mode == AsyncMode.DISABLED:
             failure = None
@@ -153,10 +180,11 @@ class HDF5CheckpointManager(CheckpointManager):
                 dcp.save(state_dict, storage_writer=writer, process_group=self.pg)
             except CheckpointException as error:
                 failure = error
-            self._settle(step, began, failure)
+            self._settle(step, began, failure, time.monotonic() - began)
             return None
         writing = dcp.async_save(state_dict, storage_writer=writer, process_group=self.pg, async_stager=self.stager)
-        logger.info("snapshot staged step=%d seconds=%.2f", step, time.monotonic() - began)
+        staged_s = time.monotonic() - began
+        logger.info("snapshot staged step=%d seconds=%.3f", step, staged_s)
         outcome: Future[None] = Future()
 
         def settle(done: Future[Any]) -> None:
@@ -164,7 +192,7 @@ class HDF5CheckpointManager(CheckpointManager):
                 failure = done.exception()
                 if failure is not None and not isinstance(failure, CheckpointException):
                     raise failure
-                self._settle(step, began, failure)
+                self._settle(step, began, failure, staged_s)
                 outcome.set_result(None)
             except BaseException as error:  # kept for the rank's main thread, which awaits it
                 outcome.set_exception(error)
@@ -173,8 +201,12 @@ class HDF5CheckpointManager(CheckpointManager):
         writing.add_done_callback(settle)
         return outcome
 
-    def _settle(self, step: int, began: float, failure: CheckpointException | None) -> None:
-        """Say how a save ended, and keep the folder in order. Runs on every rank, in whichever thread wrote."""
+    def _settle(self, step: int, began: float, failure: CheckpointException | None, blocked_s: float) -> None:
+        """Say how a save ended, and keep the folder in order. Runs on every rank, in whichever thread wrote.
+
+        Args:
+            blocked_s: how long training stood still.
+        """
         if failure is None:
             self.saved_step = step
         if self.rank:
@@ -182,7 +214,10 @@ class HDF5CheckpointManager(CheckpointManager):
         snapshot, seconds = snapshot_path(self.path, step), time.monotonic() - began
         if failure is None:
             size = sum(read_manifest(snapshot).files.values())
-            logger.info("snapshot written step=%d bytes=%d seconds=%.2f", step, size, seconds)
+            logger.info("snapshot written step=%d bytes=%d seconds=%.2f blocked_s=%.3f", step, size, seconds, blocked_s)
+            if self.pace is not None:
+                self.pace.measured(blocked_s, seconds)
+                logger.info("next snapshot seconds=%.0f", self.pace.interval_s)
             self._prune(self.keep)
             return
         logger.error(

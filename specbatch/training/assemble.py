@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,17 +16,19 @@ from specbatch.config import Config, load_config
 from specbatch.corpus import Corpus, make_plan, open_corpus, planned_steps
 from specbatch.dispatch.client import Client
 from specbatch.dispatch.rendezvous import wait_for
-from specbatch.plan import Plan
 from specbatch.rundir import RunDir
 from specbatch.snapshot.folder import snapshots
+from specbatch.snapshot.pace import Pace
 from specbatch.target import TargetShape, capture_contract, fingerprint, lm_head, read_target
 from specbatch.training.drafts import files, training
 from specbatch.training.drafts.pack import Share
+from specbatch.training.failures import failures
 from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
 from specbatch.training.model import model_spec
+from specbatch.training.recorder import Recorder
 from specbatch.training.settings import trainer_config
-from specbatch.training.steps import Steps
+from specbatch.training.steps import Dealt, Steps
 from specbatch.training.trainer import DraftTrainer, Surroundings
 from specbatch.transfer.store import StoreClient
 
@@ -71,14 +74,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
     last_step = planned_steps(config, plan)
     together = config.training.context_parallel
     algorithm = training(config.draft.algorithm)
-    steps = Steps(
-        plan,
-        corpus,
-        partial(algorithm.supervised_counts, ttt_steps=config.draft.ttt_steps),
-        step_decay=config.draft.step_decay,
-        rank=rank // together,
-        ranks=ranks // together,
-    )
+    steps, share = steps_of_rank(config, plan, corpus, rank, ranks)
     contract = capture_contract(config, target)
     rendezvous = wait_for(run_dir.rendezvous(attempt), attempt, timeout_s=60.0)
     client = Client(rendezvous, deadline_s=DISPATCHER_DEADLINE_S)
@@ -95,7 +91,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         ahead=config.training.prefetch_steps,
         last_step=last_step,
         device=cpu.local_device(),
-        share=Share(rank % together, together),
+        share=share,
         part=partial(algorithm.part_of, ttt_steps=config.draft.ttt_steps) if together > 1 else None,
     )
     heldout = None
@@ -126,8 +122,11 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         steps,
         corpus,
         last_step=last_step,
-        facts=snapshot_facts(config, plan, target, corpus),
+        facts=snapshot_facts(config, plan.fingerprint, target, corpus),
     )
+    recorder = None
+    if config.snapshot.record:
+        recorder = Recorder(run_dir.recordings, keep=config.snapshot.record, rank=rank, ranks=ranks, share=share)
     trainer: DraftTrainer = settings.build(
         surroundings=Surroundings(
             client=client,
@@ -142,20 +141,51 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
             skip_not_finite=config.training.not_finite == "skip",
             heldout=heldout,
             evaluate_steps=config.training.evaluate_interval_steps or 1,
-            share=Share(rank % together, together),
+            share=share,
+            pace=_pace(config, run_dir, attempt),
+            observer=recorder,
         )
     )
     trainer.train()
     trainer.close()
+    if recorder is not None:
+        recorder.close()
     log.info("left step=%d of=%d why=%s", trainer.step, last_step, trainer.stopped or "all steps are trained")
     dist.destroy_process_group()
 
 
-def snapshot_facts(config: Config, plan: Plan, target: TargetShape, corpus: Corpus) -> dict[str, object]:
-    """What must be the same where training goes on: everything that the data position and the weights mean."""
+def steps_of_rank(config: Config, plan: Dealt, corpus: Corpus, rank: int, ranks: int) -> tuple[Steps, Share]:
+    """What a rank knows of each step, and which part of its packs it trains."""
+    together = config.training.context_parallel
+    steps = Steps(
+        plan,
+        corpus,
+        partial(training(config.draft.algorithm).supervised_counts, ttt_steps=config.draft.ttt_steps),
+        step_decay=config.draft.step_decay,
+        rank=rank // together,
+        ranks=ranks // together,
+    )
+    return steps, Share(rank % together, together)
+
+
+def _pace(config: Config, run_dir: RunDir, attempt: int) -> Pace | None:
+    interval = config.snapshot.interval
+    if interval.steps is not None:
+        return None
+    count, ran_s = failures(run_dir, attempt)
+    count += int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return Pace(interval.seconds, failures=count, ran_s=ran_s)
+
+
+def snapshot_facts(config: Config, plan: dict[str, Any], target: TargetShape, corpus: Corpus) -> dict[str, object]:
+    """What must be the same where training goes on: everything that the data position and the weights mean.
+
+    Args:
+        plan: its fingerprint.
+    """
     draft = config.draft
     return {
-        "plan": plan.fingerprint,
+        "plan": plan,
         "corpus": corpus.fingerprint,
         "target": fingerprint(target),
         "draft": {

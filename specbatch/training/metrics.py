@@ -77,20 +77,23 @@ class StepSums:
     """Longest time that a rank stood still for want of data."""
     void: int
     """Packs that trained as zero."""
+    snapshot_due: bool
+    """What the first rank says."""
 
 
-def gather(packs: list[Tensor], waited_s: float, void: int) -> StepSums:
+def gather(packs: list[Tensor], waited_s: float, void: int, *, snapshot_due: bool = False) -> StepSums:
     """Add up over ranks, in the order of ranks, so that the result is the same every time.
 
     Args:
         packs: float ``[2, K]`` for each of this rank's packs.
+        snapshot_due: whether the step should be followed by a snapshot; only the first rank is listened to.
     """
     local = torch.stack(packs).double().sum(0).flatten()
-    mine = torch.cat([local, local.new_tensor([waited_s, void])])
+    mine = torch.cat([local, local.new_tensor([waited_s, void, snapshot_due])])
     of_ranks = of_all_ranks(mine)
     total = of_ranks.sum(0).cpu()
-    weighted, right = total[:-2].view(2, -1)
-    return StepSums(weighted, right, float(of_ranks[:, -2].max()), int(total[-1]))
+    weighted, right = total[:-3].view(2, -1)
+    return StepSums(weighted, right, float(of_ranks[:, -3].max()), int(total[-2]), bool(of_ranks[0, -1]))
 
 
 def of_all_ranks(mine: Tensor) -> Tensor:
@@ -112,6 +115,7 @@ def metrics_line(
     grad_norm: float,
     learning_rate: float,
     seconds: float,
+    snapshot_s: float = 0.0,
     evaluation: dict[str, Any] | None = None,
     skipped: str = "",
 ) -> dict[str, Any]:
@@ -120,9 +124,10 @@ def metrics_line(
     ``loss`` is what was minimised: the sum of the unrolled steps' mean cross-entropies, each weighted by
     ``step_decay`` to the power of its number. ``losses`` and ``accuracy`` are the plain means of each unrolled step,
     null where a step had nothing to learn from. ``seconds`` is since the end of the step before, ``wait_s`` the part of
-    it that the rank that waited longest stood still for want of data. ``evaluation`` is there after steps that were
-    followed by one (`specbatch.training.heldout`), whose seconds are its own. ``skipped`` is there where a step changed
-    nothing, and says why; what is no number is null then.
+    it that the rank that waited longest stood still for want of data, ``snapshot_s``, where it is told, the part
+    that it stood still for the snapshot of the step before. ``evaluation`` is there after steps that were followed by
+    one (`specbatch.training.heldout`), whose seconds are its own. ``skipped`` is there where a step changed nothing,
+    and says why; what is no number is null then.
     """
     seen = facts.counts > 0
     losses = [_number(float(x) / step_decay**k) if seen[k] else None for k, x in enumerate(sums.weighted)]
@@ -140,6 +145,7 @@ def metrics_line(
         "seconds": seconds,
         "wait_s": sums.waited_s,
         "tokens_per_s": facts.tokens / seconds,
+        **({"snapshot_s": snapshot_s} if snapshot_s else {}),
         **({"evaluation": evaluation} if evaluation else {}),
         **({"skipped": skipped} if skipped else {}),
     }

@@ -94,7 +94,7 @@ def trainer_config(
         ),
         debug=DebugConfig(seed=config.run.seed, enable_structured_logging=False),
         checkpoint=HDF5CheckpointManager.Config(
-            enable=True, interval=config.snapshot.interval_steps, keep=config.snapshot.keep, facts=facts
+            enable=True, interval=config.snapshot.interval.steps or 1, keep=config.snapshot.keep, facts=facts
         ),
     )
 

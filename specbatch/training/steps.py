@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from specbatch.plan import Pack, Plan
+from specbatch.plan import Pack
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
@@ -31,6 +31,17 @@ class StepFacts:
     and ranks are means over the step's loss tokens, weighted by unrolled step."""
 
 
+class Dealt(Protocol):
+    """Whoever knows which packs a step has (`specbatch.plan.Plan`)."""
+
+    @property
+    def packs_per_step(self) -> int: ...
+
+    def assign(self, step: int, ranks: int) -> list[list[Pack]]: ...
+
+    def tokens(self, pack: Pack) -> int: ...
+
+
 class Steps:
     """The facts of each step.
 
@@ -41,7 +52,7 @@ class Steps:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Dealt,
         corpus: Corpus,
         count: Callable[[np.ndarray], np.ndarray],
         *,

@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchtitan.trainer import Trainer
 
-from specbatch.dispatch.client import Client
 from specbatch.dispatch.messages import Phase
 from specbatch.errors import RunError
-from specbatch.evaluations import best_step
+from specbatch.evaluations import best_evaluation, best_step, merit
+from specbatch.snapshot.pace import Pace
 from specbatch.training.dataloader import Turn
 from specbatch.training.drafts.pack import PackTensors, Share
-from specbatch.training.fetch import Prefetcher
 from specbatch.training.heldout import HeldOut
 from specbatch.training.metrics import StepSums, UnrolledLoss, gather, metrics_line
 from specbatch.training.metrics_file import MetricsFile
+from specbatch.training.sources import Conductor, Observer, PackSource
 from specbatch.training.steps import StepFacts, Steps
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,16 @@ class NotFiniteError(RunError):
 class Surroundings:
     """What a rank is connected to."""
 
-    client: Client
-    prefetcher: Prefetcher
+    client: Conductor
+    prefetcher: PackSource
     steps: Steps
     segment: str
     """Name of the memory that this rank lends the store."""
     segment_bytes: int
     generation: int
     """How often the ranks were started."""
-    metrics: Path
+    metrics: Path | None
+    """Where steps are reported; None: nowhere."""
     step_decay: float
     calibrate: bool
     """Whether the draft is new, and has to be fitted to the target's states."""
@@ -62,6 +63,10 @@ class Surroundings:
     """Steps between two of them; the last step is evaluated in any case."""
     share: Share
     """Which part of its packs this rank trains."""
+    pace: Pace | None
+    """When snapshots are due; None: every so many steps."""
+    observer: Observer | None
+    """Is shown each pack and each step, as they were trained."""
 
 
 class DraftTrainer(Trainer):
@@ -86,6 +91,8 @@ class DraftTrainer(Trainer):
         self._last_to_report = False
         self._skipped = ""
         """Why the present step changes nothing."""
+        self._best: dict[str, Any] | None = None
+        self._pack: PackTensors | None = None
         self.stopped: str | None = None
         """Why training ended before its last step."""
 
@@ -129,13 +136,17 @@ class DraftTrainer(Trainer):
             raise NotFiniteError(f"the gradient of step {self.step} is {grad_norm}; {self._samples(facts)}")
         seconds = time.perf_counter() - self._step_ended
         evaluation = self._evaluate()
+        line = metrics_line(
+            facts, sums, step_decay=self._around.step_decay, grad_norm=grad_norm,
+            learning_rate=self.metrics_processor.learning_rate, seconds=seconds,
+            snapshot_s=self.checkpointer.take_blocked_s(), evaluation=evaluation, skipped=self._skipped,
+        )  # fmt: skip
         if self._metrics is not None:
-            line = metrics_line(
-                facts, sums, step_decay=self._around.step_decay, grad_norm=grad_norm,
-                learning_rate=self.metrics_processor.learning_rate, seconds=seconds, evaluation=evaluation,
-                skipped=self._skipped,
-            )  # fmt: skip
             self._metrics.write(line)
+        if self._around.observer is not None:
+            self._around.observer.step(line)
+        if sums.snapshot_due or self._is_best(evaluation):
+            self.checkpointer.wanted = self.step
         self._step_ended = time.perf_counter()
         if self.step < self.config.training.steps:
             self._around.prefetcher.finish(self.step)
@@ -147,7 +158,7 @@ class DraftTrainer(Trainer):
     ) -> tuple[Any, Tensor, dict[str, Any]]:
         """Put the pack itself in the place of its turn."""
         turn: Turn = input_dict["input"]
-        pack = self._take(turn.step, turn.index)
+        self._pack = pack = self._take(turn.step, turn.index)
         weights = torch.from_numpy(self._around.steps.facts(turn.step).weights).to(self.device)
         self.ntokens_seen += labels.numel() // self._around.share.ranks
         return pack, labels, {"weights": weights}
@@ -171,6 +182,10 @@ class DraftTrainer(Trainer):
         loss = super().forward_backward_step(
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
         )
+        if self._around.observer is not None and self._pack is not None:
+            facts, void = self._around.steps.facts(turn.step), self._around.prefetcher.void(turn.step)
+            self._around.observer.pack(facts.packs[turn.index], self._pack, self.loss_fn.packs[-1], void)
+        self._pack = None
         self._around.prefetcher.release(turn.step, turn.index)
         if turn.last:
             self._sums = self._add_up()
@@ -224,9 +239,16 @@ class DraftTrainer(Trainer):
 
     def _join(self) -> None:
         around = self._around
-        if self._rank == 0:
+        best = None
+        if self._rank == 0 and around.metrics is not None:
             self._metrics = MetricsFile(around.metrics, self.step)
             self.checkpointer.best = partial(best_step, around.metrics)
+            best = best_evaluation(around.metrics, self.step)
+        self.checkpointer.pace = around.pace
+        # Asked of one rank: on a shared file system others may see another file.
+        self._best = self._of_all_ranks([best])[0]
+        if around.observer is not None:
+            around.observer.start(self.step)
         around.client.join(self._rank, self._ranks, around.segment, around.segment_bytes, self.step, around.generation)
         around.prefetcher.start(self.step)
         self._joined = True
@@ -243,6 +265,13 @@ class DraftTrainer(Trainer):
         # There is no backward pass that would.
         model.reshard()
         return evaluation
+
+    def _is_best(self, evaluation: dict[str, Any] | None) -> bool:
+        """Whether the draft was never better than now; all ranks know the same evaluations."""
+        if evaluation is None or (self._best is not None and merit(evaluation) < merit(self._best)):
+            return False
+        self._best = evaluation
+        return True
 
     def _calibrate(self) -> None:
         """Fit the new draft to the states of the first step's packs, the same on all ranks."""
@@ -261,7 +290,9 @@ class DraftTrainer(Trainer):
         waited_s = self._waited_s + prefetcher.take_waited_s()
         self._waited_s = 0.0
         void = 0 if self._around.share.rank else len(prefetcher.void(self.step))
-        return gather(packs, waited_s, void)
+        pace = self._around.pace
+        due = pace is not None and pace.due(time.monotonic())
+        return gather(packs, waited_s, void, snapshot_due=due)
 
     def _of_all_ranks(self, mine: list[Any]) -> list[Any]:
         of_ranks: list[Any] = [None] * self._ranks

@@ -97,7 +97,7 @@ def config(tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "data: {train: [train.jsonl], heldout: [heldout.jsonl], max_tokens: 128, cache_dir: cache}\n"
         "draft: {vocab_size: 256, ttt_steps: 3}\n"
         "training: {tokens_per_pack: 256, packs_per_step: 2, warmup_steps: 0, evaluate_interval_steps: 3}\n"
-        "store: {bytes_per_rank: 16MiB}\nsnapshot: {interval_steps: 3}\n"
+        "store: {bytes_per_rank: 16MiB}\nsnapshot: {interval: 3}\n"
     )
     return load_config(tmp_path / "a.yaml")
 

@@ -32,7 +32,7 @@ training: {{ranks: 2, threads: 1, tokens_per_pack: 128, packs_per_step: 4, epoch
   dtype: float32, learning_rate: 1e-3, warmup_steps: 2, max_restarts: 5}}
 inference: {{threads: 1, deterministic: true, heartbeat_s: 1, max_restarts: 5}}
 store: {{bytes_per_rank: 16MiB}}
-snapshot: {{interval_steps: 5}}
+snapshot: {{interval: 5}}
 evaluate: {{prompts: {prompts}, max_new_tokens: 8}}
 """
     )

@@ -34,10 +34,9 @@ class Run:
         command = self.command("run", "--config", str(self.config), *overrides)
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
 
-    def resume(self) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command("resume", str(self.root)), capture_output=True, text=True, check=False, timeout=500
-        )
+    def resume(self, *overrides: str) -> subprocess.CompletedProcess[str]:
+        command = self.command("resume", str(self.root), *overrides)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
 
     def start(self) -> subprocess.Popen[str]:
         # A session of its own: what a terminal's Ctrl-C does is done by hand.
@@ -118,7 +117,7 @@ training: {{ranks: 2, threads: 1, tokens_per_pack: 256, packs_per_step: 4, epoch
   dtype: float32, learning_rate: 1e-3, warmup_steps: 2}}
 inference: {{threads: 1, deterministic: true, heartbeat_s: 1}}
 store: {{bytes_per_rank: 32MiB}}
-snapshot: {{interval_steps: 3}}
+snapshot: {{interval: 3}}
 evaluate: {{prompts: 0}}
 """
     )
@@ -174,8 +173,20 @@ def test_ctrl_c_stops_with_a_snapshot_and_resume_changes_nothing(tmp_path, tiny_
     assert run.processes() == []
     assert run.status()["state"] == "stopped"
     assert len(run.metrics()) < STEPS
-    resumed = run.resume()
+    refused = run.resume("--training.learning_rate", "0.5", "--draft.ttt_steps", "2")
+    assert refused.returncode == 2
+    assert "draft.ttt_steps was 3 and would be 2; training.learning_rate was 0.001 and would be 0.5" in refused.stderr
+    resumed = run.resume("--run.log_interval_s", "2", "--snapshot.keep", "3")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "snapshot.keep was 2 and is 3" in resumed.stdout
+    (changed,) = json.loads((run.root / "provenance.json").read_text())["changed"]
+    assert changed["before_attempt"] == 2
+    assert [change["field"] for change in changed["changes"]] == ["run.log_interval_s", "snapshot.keep"]
+    assert "keep: 3" in (run.root / "config.yaml").read_text()
+    compared = subprocess.run(
+        run.command("compare", str(run.root), str(undisturbed.root)), capture_output=True, text=True, check=False
+    )
+    assert compared.stdout.splitlines()[-1] == "equal, bit for bit", compared.stdout + compared.stderr
     assert run.numbers() == undisturbed.numbers()
     assert run.draft() == undisturbed.draft()
     again = run.resume()

@@ -27,7 +27,7 @@ def started_from_a_draft(tmp_path_factory: pytest.TempPathFactory, tiny_target: 
     text = text.replace(
         "epochs: 8, max_steps: 8,", f"epochs: 50, max_steps: {STEPS}, evaluate_interval_steps: {EVERY},"
     )
-    run.config.write_text(text.replace("interval_steps: 3}", f"interval_steps: {EVERY}}}"))
+    run.config.write_text(text.replace("interval: 3}", f"interval: {EVERY}}}"))
     done = run.run()
     assert done.returncode == 0, done.stdout + done.stderr
     run.output = done.stdout  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ import torch
 
 from specbatch.capture import CaptureContract
 from specbatch.config import Config, Data, Draft, Inference, Run, Snapshot, Store, Target, Training, dump_config
-from specbatch.config.rules import Bytes
+from specbatch.config.rules import Bytes, Interval
 from specbatch.corpus import Corpus, attach, make_plan, open_corpus, planned_steps, prepare
 from specbatch.dispatch.client import Client, DispatcherGone
 from specbatch.dispatch.messages import Fault, Granted, Phase, Report
@@ -36,7 +36,7 @@ from specbatch.target import capture_contract, read_target
 from specbatch.transfer.master import Master
 from specbatch.transfer.store import StoreClient, StoreError, checksum, usable_bytes
 
-TIMES = ("seconds", "wait_s", "tokens_per_s")
+TIMES = ("seconds", "wait_s", "snapshot_s", "tokens_per_s")
 AGENT = """
 import logging, sys
 from pathlib import Path
@@ -73,7 +73,7 @@ def make_config(target: Path, folder: Path, *, ranks: int = 2, samples: int = 66
         ),
         inference=Inference(heartbeat_s=1.0),
         store=Store(bytes_per_rank=Bytes(32 << 20)),
-        snapshot=Snapshot(interval_steps=3),
+        snapshot=Snapshot(interval=Interval("3")),
     )
 
 

@@ -1,0 +1,48 @@
+"""Going on with a run under changed settings: refused where that would be another training, else written down."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from specbatch.config import Config, dump_config, load_config
+from specbatch.config.change import Change, changes, refuse_fixed
+from specbatch.rundir import RunDir, read_json, write_json, write_whole
+
+
+def change_settings(run_dir: RunDir, overrides: Sequence[str]) -> tuple[Config, list[Change]]:
+    """Override settings of a run that was begun: its ``config.yaml`` is rewritten, and ``provenance.json`` lists what
+    changed, when and before which attempt.
+
+    Args:
+        overrides: as on the command line: ``--section.field value``, ...
+
+    Returns:
+        the settings that the run goes on with, and what is different in them.
+
+    Raises:
+        UserError: a setting can't change, or can't work.
+    """
+    old = load_config(run_dir.config)
+    new = load_config(run_dir.config, overrides)
+    found = changes(old, new)
+    if not found:
+        return old, found
+    from specbatch.checks import check
+    from specbatch.training.metrics_file import last_step
+
+    refuse_fixed(found, old.training.schedule, last_step(run_dir.metrics))
+    for warning in check(new, new_run=False):
+        print(f"specbatch: warning: {warning}", file=sys.stderr)
+    made_from = read_json(run_dir.provenance)
+    if made_from is not None:
+        entry = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "before_attempt": max(run_dir.attempts(), default=0) + 1,
+            "changes": [asdict(change) for change in found],
+        }
+        write_json(run_dir.provenance, {**made_from, "changed": [*made_from.get("changed", []), entry]})
+    write_whole(run_dir.config, dump_config(new).encode())
+    return new, found

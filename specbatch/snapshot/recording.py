@@ -1,0 +1,218 @@
+"""Recordings: packs as they were trained, and the losses that they gave, so that steps can be trained again.
+
+``recordings/step-<s>/rank-<r>.h5`` holds the packs of one rank in one step. A file has its name once it is whole; a
+step is whole with the files of all its ranks. Every dataset carries its checksum (`specbatch.snapshot.chunks`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import msgspec
+import torch
+
+from specbatch.manifest import PackId
+from specbatch.snapshot.chunks import read_checked, write_tensor
+from specbatch.snapshot.disk import Disk
+from specbatch.snapshot.folder import DamagedSnapshot
+
+ABOUT = "about"
+"""Attribute of a file's root: JSON that says what the file is."""
+TENSORS = ("input_ids", "loss_mask", "aux", "last")
+
+
+@dataclass
+class RecordedPack:
+    """A pack of one rank, in host memory."""
+
+    id: PackId
+    samples: tuple[int, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each sample; none in a pack that trained as zero."""
+    void: str
+    """Why it trained as zero; empty if it did not."""
+    tensors: dict[str, torch.Tensor]
+    """`TENSORS`, as the draft read them."""
+    result: torch.Tensor
+    """Float ``[2, K]``: weighted losses of the unrolled steps, and right proposals."""
+
+
+class AboutPack(msgspec.Struct, frozen=True):
+    """What a file says of a pack."""
+
+    id: PackId
+    samples: tuple[int, ...]
+    lengths: tuple[int, ...]
+    void: str
+
+
+class About(msgspec.Struct, frozen=True):
+    """What a file says of itself."""
+
+    kind: str
+    format: int
+    step: int
+    rank: int
+    ranks: int
+    together: int
+    """Ranks that train a pack together; each has only its share of the rows."""
+    packs: tuple[AboutPack, ...]
+    line: dict[str, Any]
+    """What ``metrics.jsonl`` has of the step, all floats exact."""
+
+
+def step_folder(recordings: Path, step: int) -> Path:
+    return recordings / f"step-{step}"
+
+
+def write_rank(
+    recordings: Path,
+    step: int,
+    packs: Sequence[RecordedPack],
+    line: dict[str, Any],
+    *,
+    rank: int,
+    ranks: int,
+    together: int,
+) -> int:
+    """Write the packs of a rank and wait for the disk.
+
+    Args:
+        line: what the step gave.
+        together: ranks that train a pack together.
+
+    Returns:
+        bytes of the file.
+
+    Raises:
+        OSError: nothing of it is left then.
+    """
+    folder = step_folder(recordings, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, part = folder / f"rank-{rank}.h5", folder / f".rank-{rank}.part"
+    told = tuple(AboutPack(pack.id, pack.samples, pack.lengths, pack.void) for pack in packs)
+    about = About("recording", 1, step, rank, ranks, together, told, line)
+    try:
+        with Disk(part) as disk:
+            with h5py.File(disk, "w", libver="latest") as file, ThreadPoolExecutor(1, "checksums") as aside:
+                file.attrs[ABOUT] = msgspec.json.encode(about).decode()
+                for pack in packs:
+                    for name, tensor in {**pack.tensors, "result": pack.result}.items():
+                        write_tensor(file, f"{_name(pack.id)}/{name}", tensor, aside)
+                        if disk.error is not None:
+                            break
+            size = disk.bytes
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others' files are in it
+            folder.rmdir()
+        raise
+    return size
+
+
+class RecordedStep:
+    """All files of a recorded step, open for reading.
+
+    Raises:
+        DamagedSnapshot: a file can't be read, naming it.
+    """
+
+    def __init__(self, recordings: Path, step: int) -> None:
+        self.step = step
+        self.path = step_folder(recordings, step)
+        self.about: dict[int, About] = {}
+        self._files: dict[int, h5py.File] = {}
+        for rank, path in _rank_files(self.path).items():
+            try:
+                self._files[rank] = h5py.File(path, "r", locking=False)
+                self.about[rank] = msgspec.json.decode(self._files[rank].attrs[ABOUT], type=About)
+            except (OSError, RuntimeError, KeyError, msgspec.DecodeError) as error:
+                self.close()
+                raise DamagedSnapshot(f"{path} can't be read: {error}") from error
+
+    @property
+    def whole(self) -> bool:
+        """Whether all ranks' files are there."""
+        sizes = {about.ranks for about in self.about.values()}
+        return len(sizes) == 1 and set(self.about) == set(range(sizes.pop()))
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The step's metrics."""
+        return self.about[0].line
+
+    def read(self, pack: PackId, rank: int | None = None) -> RecordedPack | None:
+        """A pack, checked; None if it was not recorded.
+
+        Args:
+            rank: whose part of it, where ranks train packs together.
+
+        Raises:
+            DamagedSnapshot: naming file and dataset.
+        """
+        for owner, about in self.about.items():
+            told = next((told for told in about.packs if told.id == pack), None)
+            if told is None or rank not in (None, owner):
+                continue
+            group = self._files[owner][_name(pack)]
+            where = str(self.path / f"rank-{owner}.h5")
+            tensors = {name: read_checked(group, name, where) for name in TENSORS}
+            result = read_checked(group, "result", where)
+            return RecordedPack(told.id, told.samples, told.lengths, told.void, tensors, result)
+        return None
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def recorded_steps(recordings: Path) -> list[int]:
+    """Steps, ascending, of which the files of all ranks are there."""
+    found = []
+    for step in _steps(recordings):
+        try:
+            recorded = RecordedStep(recordings, step)
+        except DamagedSnapshot:
+            continue
+        if recorded.whole:
+            found.append(step)
+        recorded.close()
+    return found
+
+
+def forget(recordings: Path, rank: int, *, before: int = 0, after: int | None = None) -> None:
+    """Delete a rank's files of old steps, or of steps that are going to be trained again.
+
+    Args:
+        before: steps below this one.
+        after: steps above this one.
+    """
+    for step in _steps(recordings):
+        if step < before or (after is not None and step > after):
+            folder = step_folder(recordings, step)
+            (folder / f"rank-{rank}.h5").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # other ranks' files are in it, or it is gone already
+                folder.rmdir()
+
+
+def _rank_files(folder: Path) -> dict[int, Path]:
+    named = ((re.fullmatch(r"rank-(\d+)\.h5", path.name), path) for path in folder.glob("rank-*.h5"))
+    return {int(match[1]): path for match, path in sorted(named, key=lambda one: one[1].name) if match}
+
+
+def _steps(recordings: Path) -> list[int]:
+    named = (re.fullmatch(r"step-(\d+)", path.name) for path in recordings.glob("step-*"))
+    return sorted(int(match[1]) for match in named if match)
+
+
+def _name(pack: PackId) -> str:
+    return f"{pack[0]}.{pack[1]}"

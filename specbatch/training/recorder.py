@@ -1,0 +1,72 @@
+"""Keeps the newest steps as they were trained. Writing is a thread's work; training waits only while it is a whole step
+behind, so no more than two steps' packs are held for it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specbatch.plan import Pack
+from specbatch.snapshot.recording import RecordedPack, forget, write_rank
+from specbatch.training.drafts.pack import PackTensors, Share
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """An observer that records (`specbatch.training.sources.Observer`). What can't be written is told and survived.
+
+    Args:
+        keep: how many steps.
+        share: which of the ranks that train a pack together this one is.
+    """
+
+    def __init__(self, recordings: Path, *, keep: int, rank: int, ranks: int, share: Share) -> None:
+        self._recordings, self._keep, self._rank, self._ranks, self._share = recordings, keep, rank, ranks, share
+        self._packs: list[RecordedPack] = []
+        self._steps: queue.Queue[tuple[list[RecordedPack], dict[str, Any]] | None] = queue.Queue(maxsize=1)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    def start(self, trained: int) -> None:
+        forget(self._recordings, self._rank, after=trained)
+        self._thread.start()
+
+    def pack(self, pack: Pack, tensors: PackTensors, result: Tensor, void: dict[str, str]) -> None:
+        copies = {name: _copy(getattr(tensors, name)) for name in ("input_ids", "loss_mask", "aux", "last")}
+        why = void.get(f"{pack.epoch}.{pack.index}", "")
+        self._packs.append(RecordedPack(pack.id, pack.samples, tensors.lengths, why, copies, _copy(result)))
+
+    def step(self, line: dict[str, Any]) -> None:
+        self._steps.put((self._packs, line))
+        self._packs = []
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        if self._thread.is_alive():
+            self._steps.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (recorded := self._steps.get()) is not None:
+            packs, line = recorded
+            step = line["step"]
+            try:
+                size = write_rank(
+                    self._recordings, step, packs, line,
+                    rank=self._rank, ranks=self._ranks, together=self._share.ranks,
+                )  # fmt: skip
+                forget(self._recordings, self._rank, before=step - self._keep + 1)
+            except OSError as error:
+                log.error("RECORDING FAILED, training goes on without step=%d why=%s", step, error)
+            else:
+                log.info("recorded step=%d bytes=%d", step, size)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu").copy_(tensor)

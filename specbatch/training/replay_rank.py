@@ -1,0 +1,70 @@
+"""One rank that trains recorded steps: ``python -m specbatch.training.replay_rank ORDER``, started by torch's launcher.
+
+Output goes to the rank's log in the order's folder. Exit codes are those of `specbatch.training.rank`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from specbatch.component_log import open_log
+from specbatch.errors import RunError, UserError
+from specbatch.training import EXIT_FINAL, EXIT_USER
+from specbatch.training.signals import die_with_parent
+
+log = logging.getLogger(__name__)
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What all ranks are to do."""
+
+    run: str
+    """The run that was recorded."""
+    logs: str
+    first: int
+    """The first recorded step to be trained."""
+    count: int
+    """How many from there on."""
+    out: str = ""
+    """Run directory of a new draft that is trained on them; empty: they are repeated from the snapshot before them."""
+    verdicts: str = ""
+    """File that says what came out of each repeated step."""
+
+
+def log_path(logs: Path, rank: int) -> Path:
+    """Where a rank writes."""
+    return logs / f"training-{rank}.log"
+
+
+def main() -> None:
+    """Never returns, as `specbatch.training.rank.main`."""
+    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
+    rank = int(os.environ["RANK"])
+    open_log(log_path(Path(order.logs), rank), f"training-{rank}")
+    die_with_parent()
+    code = 1
+    try:
+        from specbatch.training.offline import repeat, train_anew
+
+        train_anew(order) if order.out else repeat(order)
+        code = 0
+    except (UserError, RunError) as error:
+        log.exception("can't go on")
+        print(error, file=sys.stderr)
+        code = EXIT_USER if isinstance(error, UserError) else EXIT_FINAL
+    except Exception:
+        log.exception("rank ended")
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
