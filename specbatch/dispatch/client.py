@@ -37,6 +37,7 @@ from specbatch.dispatch.messages import (
     Status,
     Stored,
     Trained,
+    Trouble,
     Wait,
     decode_reply,
     encode,
@@ -121,6 +122,10 @@ class Client:
     def drain(self, why: str) -> None:
         """End the attempt at the next step's boundary."""
         self._ask(Drain(why), Done)
+
+    def trouble(self, what: str, why: str) -> None:
+        """Tell people that something can't be written; or, with an empty reason, that it can again."""
+        self._ask(Trouble(what, why), Done)
 
     def alive(self, name: str) -> None:
         """Say that a component's task lives."""

@@ -188,6 +188,15 @@ class Drain(Request, frozen=True):
     why: str
 
 
+class Trouble(Request, frozen=True):
+    """Something can't be written, and training goes on all the same. Answered by `Done`."""
+
+    what: str
+    """As ``snapshot``."""
+    why: str
+    """Empty: it is over."""
+
+
 class Alive(Request, frozen=True):
     """A component's task lives, and its node reaches the head's. Answered by `Done`."""
 
@@ -253,9 +262,11 @@ class Report(Reply, frozen=True):
     error: str = ""
     """Why the run can never go on like this; empty if it can."""
     refused: Refusals = Refusals()
+    troubles: tuple[tuple[str, str], ...] = ()
+    """What can't be written, and why."""
 
 
-PackRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status
+PackRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status | Trouble
 """What the state machine answers."""
 AnyRequest = PackRequest | Alive
 AnyReply = Claims | Beat | Packs | Go | Done | Refused | Report

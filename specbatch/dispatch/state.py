@@ -38,6 +38,7 @@ from specbatch.dispatch.messages import (
     Status,
     Stored,
     Trained,
+    Trouble,
     Wait,
 )
 from specbatch.dispatch.window import State, Window
@@ -109,6 +110,7 @@ class Dispatcher:
         """Ranks that were told the phase by a reply to `Wait` that had nothing else to say."""
         self._let_in = 0
         self._draining = ""
+        self._troubles: dict[str, str] = {}
 
     def handle(self, request: PackRequest, now: float, *, last: bool = False) -> AnyReply | None:
         """Answer a request.
@@ -136,6 +138,8 @@ class Dispatcher:
                 return self._join(request)
             case Drain():
                 return self._drain(request)
+            case Trouble():
+                return self._trouble(request)
             case Status():
                 return self.report(now)
         world = self._world
@@ -191,6 +195,7 @@ class Dispatcher:
             failed=self._engines.failed,
             void=tuple(self._void.items()),
             error=self._window.error,
+            troubles=tuple(self._troubles.items()),
         )
 
     @property
@@ -336,6 +341,14 @@ class Dispatcher:
             self._draining = request.why or "drained"
             self._journal.event("drain", why=self._draining)
             self._journal.changed()
+        return Done()
+
+    def _trouble(self, request: Trouble) -> AnyReply:
+        if request.why != self._troubles.get(request.what, ""):
+            self._journal.event("trouble", what=request.what, why=request.why)
+        self._troubles.pop(request.what, None)
+        if request.why:
+            self._troubles[request.what] = request.why
         return Done()
 
     def _extend(self) -> None:

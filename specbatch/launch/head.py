@@ -115,6 +115,8 @@ class _Watch:
         self._progress: tuple[int, ...] = ()
         self._progress_at = time.monotonic()
         self._told_at: float | None = None
+        self._unwritten = ""
+        """Why the status can't be written."""
         self._owner = _owner()
         on_signal(self.drain)
 
@@ -146,7 +148,8 @@ class _Watch:
             if self._owner is not None and not self._owner.is_running():
                 self.drain("the process that started this run is gone")
                 self._owner = None
-            self._write(report, "stopping" if report.phase is Phase.STOP else "running", self._stage(report, marks))
+            state = "stopping" if report.phase is Phase.STOP else "running"
+            self._write_if_possible(report, state, self._stage(report, marks))
             time.sleep(TICK_S)
 
     def _marks(self) -> dict[str, Mark | None]:
@@ -208,6 +211,17 @@ class _Watch:
         ready = any(engine.packs for engine in report.engines)
         return "training" if (ready and report.ranks) or report.step else "starting"
 
+    def _write_if_possible(self, report: Report, state: str, stage: str) -> None:
+        """Write the status of a run that goes on, which a full disk doesn't end."""
+        try:
+            self._write(report, state, stage)
+        except OSError as error:
+            if str(error) != self._unwritten:
+                log.error("STATUS NOT WRITTEN path=%s why=%s", self.run_dir.status, error)
+            self._unwritten = str(error)
+        else:
+            self._unwritten = ""
+
     def _write(self, report: Report, state: str, stage: str, why: str = "") -> None:
         write_json(
             self.run_dir.status,
@@ -229,6 +243,7 @@ class _Watch:
                 "lost": report.lost,
                 "failed": report.failed,
                 "refused": msgspec.to_builtins(report.refused),
+                "troubles": [{"what": what, "why": why} for what, why in report.troubles],
                 "void": [{"pack": f"{e}.{i}", "why": why} for (e, i), why in report.void],
             },
         )

@@ -20,6 +20,8 @@ How the trainer uses it:
 - ``trainer.checkpointer.pace``, if it is set, takes the place of the interval in steps: a snapshot follows the step
   that ``trainer.checkpointer.wanted`` was set to, on all ranks alike.
 - ``trainer.checkpointer.take_blocked_s()``: seconds that saves held the trainer up since it was last asked.
+- ``trainer.checkpointer.tell``, if it is set, is called by rank 0 with ``snapshot`` and why one could not be written,
+  and with an empty reason after each that was.
 - ``trainer.close()`` before ``destroy_process_group()``: it awaits a save under way. After an error don't close:
   end the process, and the save under way will never have a manifest.
 - Of the random generators, torch's are kept for each rank (on the CPU, and the rank's own GPU).
@@ -32,6 +34,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +114,7 @@ class HDF5CheckpointManager(CheckpointManager):
         self.best: snapshot_folder.Best | None = None
         self.pace: Pace | None = None
         self.wanted: int | None = None
+        self.tell: Callable[[str, str], None] | None = None
         self._blocked_s = 0.0
         if not self.enable:
             return
@@ -218,8 +222,10 @@ class HDF5CheckpointManager(CheckpointManager):
             if self.pace is not None:
                 self.pace.measured(blocked_s, seconds)
                 logger.info("next snapshot seconds=%.0f", self.pace.interval_s)
+            self._tell("")
             self._prune(self.keep)
             return
+        self._tell(f"step {step}: {_reason(failure)}; the newest one on disk is of step {self.saved_step}")
         logger.error(
             "SNAPSHOT FAILED, training goes on with the one before step=%d kept=%s path=%s why=%s",
             step,
@@ -231,6 +237,11 @@ class HDF5CheckpointManager(CheckpointManager):
             snapshot_folder.remove(snapshot)
         except OSError as error:
             logger.error("a half-written snapshot can't be deleted path=%s why=%s", snapshot, error)
+
+    def _tell(self, why: str) -> None:
+        """Say to people, too, that snapshots can't be written, or that they can again."""
+        if self.tell is not None:
+            self.tell("snapshot", why)
 
     def _prune(self, keep: int) -> None:
         """Delete all but the newest whole snapshots and the best, and those that were refused before them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from functools import partial
@@ -16,6 +17,7 @@ from specbatch.config import Config, load_config
 from specbatch.corpus import Corpus, make_plan, open_corpus, planned_steps
 from specbatch.dispatch.client import Client
 from specbatch.dispatch.rendezvous import wait_for
+from specbatch.errors import RunError
 from specbatch.rundir import RunDir
 from specbatch.snapshot.folder import snapshots
 from specbatch.snapshot.pace import Pace
@@ -124,9 +126,16 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         last_step=last_step,
         facts=snapshot_facts(config, plan.fingerprint, target, corpus),
     )
+
+    def tell(what: str, why: str) -> None:
+        with contextlib.suppress(RunError):  # the head is gone or draining: others notice
+            client.trouble(what, why)
+
     recorder = None
     if config.snapshot.record:
-        recorder = Recorder(run_dir.recordings, keep=config.snapshot.record, rank=rank, ranks=ranks, share=share)
+        recorder = Recorder(
+            run_dir.recordings, keep=config.snapshot.record, rank=rank, ranks=ranks, share=share, tell=tell
+        )
     trainer: DraftTrainer = settings.build(
         surroundings=Surroundings(
             client=client,
@@ -146,6 +155,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
             observer=recorder,
         )
     )
+    trainer.checkpointer.tell = tell
     trainer.train()
     trainer.close()
     if recorder is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from specbatch.evaluations import evaluation_text
 from specbatch.rundir import write_whole
@@ -23,12 +23,17 @@ class MetricsFile:
     def __init__(self, path: Path, trained: int) -> None:
         kept = [line for line in _lines(path) if _step(line) <= trained]
         write_whole(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one step."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """Append one step. What a full disk has no room for is kept, and written when it has."""
+        self._unwritten += json.dumps(line).encode() + b"\n"
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            log.error("METRICS NOT WRITTEN, kept until there is room bytes=%d why=%s", len(self._unwritten), error)
         accuracy, loss = line["accuracy"][0], line["loss"]
         log.info(
             "trained step=%d loss=%s accuracy=%s grad_norm=%.3f rate=%.3g tokens=%d seconds=%.2f waited_s=%.2f",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ class Recorder:
     Args:
         keep: how many steps.
         share: which of the ranks that train a pack together this one is.
+        tell: is called with what can't be written and why, and with an empty reason when it can.
     """
 
-    def __init__(self, recordings: Path, *, keep: int, rank: int, ranks: int, share: Share) -> None:
+    def __init__(
+        self, recordings: Path, *, keep: int, rank: int, ranks: int, share: Share, tell: Callable[[str, str], None]
+    ) -> None:
+        self._tell, self._failed = tell, False
         self._recordings, self._keep, self._rank, self._ranks, self._share = recordings, keep, rank, ranks, share
         self._packs: list[RecordedPack] = []
         self._steps: queue.Queue[tuple[list[RecordedPack], dict[str, Any]] | None] = queue.Queue(maxsize=1)
@@ -64,7 +69,12 @@ class Recorder:
                 forget(self._recordings, self._rank, before=step - self._keep + 1)
             except OSError as error:
                 log.error("RECORDING FAILED, training goes on without step=%d why=%s", step, error)
+                self._failed = True
+                self._tell(f"recording of rank {self._rank}", f"step {step}: {error}")
             else:
+                if self._failed:
+                    self._failed = False
+                    self._tell(f"recording of rank {self._rank}", "")
                 log.info("recorded step=%d bytes=%d", step, size)
 
 

@@ -152,6 +152,10 @@ def _detail_lines(path: Path, files: Files, answer: Answer) -> list[str]:
         f"  void      pack {void['pack']} was not trained: {void['why']}"
         for void in (files.current or {}).get("void", [])
     ]
+    lines += [
+        f"  TROUBLE   {trouble['what']} can't be written: {trouble['why']}"
+        for trouble in (files.current or {}).get("troubles", [])
+    ]
     refused = {what: count for what, count in (files.current or {}).get("refused", {}).items() if count}
     if refused:
         lines.append(f"  refused   {', '.join(f'{count} {what}' for what, count in refused.items())}: see SECURITY.md")

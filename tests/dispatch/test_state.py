@@ -20,8 +20,10 @@ from specbatch.dispatch.messages import (
     Packs,
     Phase,
     Refused,
+    Status,
     Stored,
     Trained,
+    Trouble,
     Wait,
 )
 from tests.dispatch.cluster import (
@@ -248,3 +250,12 @@ def test_several_epochs_and_any_number_of_ranks_train_the_same_packs():
         cluster.finish()
         orders.append(sorted(cluster.packs_trained))
     assert orders[0] == orders[1] == orders[2]
+
+
+def test_troubles_are_told_until_they_are_over():
+    cluster = make_cluster()
+    for why in ("disk full", "disk fuller"):
+        assert cluster.ask(Trouble("snapshot", why)) == Done()
+        assert cluster.ask(Status()).troubles == (("snapshot", why),)
+    cluster.ask(Trouble("snapshot", ""))
+    assert cluster.ask(Status()).troubles == ()

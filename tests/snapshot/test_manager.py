@@ -218,6 +218,8 @@ def limit(size=None):
 
 def full_on_one_rank(rank, folder, mode):
     training = Training(folder, init_device_mesh("cpu", (2,)), async_mode=mode)
+    told = []
+    training.manager.tell = lambda what, why: told.append((what, why))
     training.steps(3)
     training.manager.maybe_wait_for_saving()
     limit(6000 if rank == 1 else None)
@@ -227,10 +229,14 @@ def full_on_one_rank(rank, folder, mode):
     with pytest.raises(RunError, match="the last snapshot, of step 7, could not be written"):
         training.manager.save(7, last_step=True)
     assert whole_snapshots(folder / "snapshots") == [2]
+    assert [what for what, why in told if "step 4: OSError: [Errno 27] File too large" in why] == ["snapshot"] * (
+        not rank
+    )
     limit()
     training.manager.save(7, last_step=True)
     training.steps(9, last=True)
     training.manager.close()
+    assert told[-1:] == [("snapshot", "")] * (not rank)
     again = Training(folder, init_device_mesh("cpu", (2,)), async_mode=mode)
     assert again.manager.load()
     assert (again.position.step, again.manager.saved_step) == (9, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from specbatch.training.metrics_file import MetricsFile, last_step
@@ -42,3 +43,19 @@ def test_a_run_that_starts_anew_forgets_what_was_there(tmp_path: Path) -> None:
     MetricsFile(path, 0)
     assert path.read_text() == ""
     assert last_step(path) == 0
+
+
+def test_what_a_full_disk_has_no_room_for_is_written_when_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    file.write(line(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+        file.write(line(2))
+        file.write(line(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert last_step(path) == 1
+    file.write(line(4))
+    assert steps(path) == ['{"step": 1', '{"step": 2', '{"step": 3', '{"step": 4']
