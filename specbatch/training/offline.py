@@ -19,7 +19,7 @@ from specbatch.snapshot.folder import snapshots
 from specbatch.snapshot.pace import Pace
 from specbatch.target import TargetShape, capture_contract, read_target
 from specbatch.training.assemble import snapshot_facts, steps_of_rank
-from specbatch.training.drafts.published import read_published
+from specbatch.training.drafts import files
 from specbatch.training.model import model_spec
 from specbatch.training.replay import Alone, Recordings, RepeatedPlan, Verdicts
 from specbatch.training.replay_rank import Order
@@ -105,7 +105,8 @@ class _Job:
         Args:
             first: whether the first weights are needed.
         """
-        start = read_published(self.config, self.target) if first and self.config.draft.init_from else None
+        draft = self.config.draft
+        start = files(draft.algorithm).read_published(self.config, self.target) if first and draft.init_from else None
         self._published = start is not None
         return trainer_config(
             self.config, self.run_dir, model_spec(self.config, self.target, self.corpus, start), self.steps,
