@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from specbatch.plan import Plan
 
 
-def check(config: Config, *, new_run: bool = True) -> list[str]:
+def check(config: Config, *, new_run: bool = True, here: bool = True) -> list[str]:
     """Check a configuration before a new run.
 
     Args:
         new_run: whether ``run.dir`` has to be free.
+        here: all components will run on this machine, with its GPUs and its memory.
 
     Returns:
         warnings, to be shown and not to be stopped by.
@@ -51,11 +52,13 @@ def check(config: Config, *, new_run: bool = True) -> list[str]:
     _check_layers(config, shape)
     warnings = _check_vocabulary(config, shape)
     _check_evaluate(config)
-    _check_gpus(config)
-    check_memory(config, shape)
     if config.draft.init_from:
         warnings += files(config.draft.algorithm).read_published(config, shape).warnings
     warnings += _warn_of_store(config, shape)
+    if here:
+        _check_gpus(config)
+        check_memory(config, shape)
+        warnings += _warn_of_memory(config)
     warnings += _warn_of_evaluations(config)
     if config.training.max_steps:
         warnings += _warn_of_warmup(config, config.training.max_steps)
@@ -324,22 +327,24 @@ def _warn_of_store(config: Config, shape: TargetShape) -> list[str]:
     training = config.training
     tokens = training.packs_per_step * training.tokens_per_pack
     most = tokens * BYTES_PER_VALUE * (len(aux_layers(config, shape)) + 1) * shape.hidden
-    warnings = []
     if most > room:
-        warnings.append(
+        return [
             f"store.bytes_per_rank: {config.store.bytes_per_rank} of training.ranks: {training.ranks} hold "
             f"{_size(room)}, and a full step (training.packs_per_step: {training.packs_per_step} of "
             f"training.tokens_per_pack: {training.tokens_per_pack}) is up to {_size(most)}; if one is too large, the "
             "run ends once the corpus is prepared"
-        )
+        ]
+    return []
+
+
+def _warn_of_memory(config: Config) -> list[str]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    lent = training.ranks * config.store.bytes_per_rank
-    if lent > memory:
-        warnings.append(
-            f"store.bytes_per_rank: {config.store.bytes_per_rank} of training.ranks: {training.ranks} are more than "
-            f"this machine's memory of {_size(memory)}"
-        )
-    return warnings
+    if config.training.ranks * config.store.bytes_per_rank <= memory:
+        return []
+    return [
+        f"store.bytes_per_rank: {config.store.bytes_per_rank} of training.ranks: {config.training.ranks} are more than "
+        f"this machine's memory of {_size(memory)}"
+    ]
 
 
 def _warn_of_evaluations(config: Config) -> list[str]:

@@ -27,12 +27,14 @@ from specbatch.verbs.replay import replay
 from specbatch.verbs.run import resume, run
 from specbatch.verbs.scale import scale
 from specbatch.verbs.status import status
+from specbatch.verbs.submit import submit
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 VERBS: dict[str, Verb] = {
     verb.__name__: verb
     for verb in (
         plan,
+        submit,
         run,
         resume,
         status,

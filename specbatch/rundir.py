@@ -66,6 +66,11 @@ class RunDir:
         return self.root / "jobs"
 
     @property
+    def submission(self) -> Path:
+        """There while nobody knows whether Slurm took a job: what that job would be found by."""
+        return self.root / "submission.json"
+
+    @property
     def cancelled(self) -> Path:
         """There while the user does not want the run to go on: nobody requeues it or starts another attempt."""
         return self.root / "cancelled.json"

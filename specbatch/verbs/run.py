@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from specbatch.verbs.options import config_verb, in_file, read_config, run_verb_known
+import argparse
+
+from specbatch.verbs.options import config_verb, in_file, read_config, run_dir_of, run_verb_known
 
 
 def run(arguments: list[str]) -> int:
@@ -22,8 +24,25 @@ def resume(arguments: list[str]) -> int:
     from specbatch.config.change import may_change
     from specbatch.config.load import config_options
 
-    fields = {name: option for name, option in config_options().items() if may_change(name)}
-    options, rest = run_verb_known(resume, arguments, lambda parser: None, fields)
-    from specbatch.launch import local
+    def add(parser: argparse.ArgumentParser) -> None:
+        where = "Go on as a Slurm job, or on this machine; as it was started if not given."
+        parser.add_argument("--on", choices=["slurm", "here"], help=where)
 
-    return local.resume(options.run, rest)
+    fields = {name: option for name, option in config_options().items() if may_change(name)}
+    options, rest = run_verb_known(resume, arguments, add, fields)
+    from specbatch.launch import local
+    from specbatch.launch.slurm import submit as submitting
+
+    run_dir = run_dir_of(options.run)
+    if options.on == "here" or not (options.on or submitting.was_submitted(run_dir)):
+        return local.resume(options.run, rest)
+    from specbatch.config import load_config
+    from specbatch.verbs.submit import print_next, warn
+
+    with in_file(run_dir.config):
+        job = submitting.resume(run_dir, rest, warn)
+    if job is None:
+        print(f"{options.run}: this run is complete: its draft is in {run_dir.export}")
+    else:
+        print_next(job, load_config(run_dir.config))
+    return 0
