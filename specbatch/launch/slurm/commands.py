@@ -264,7 +264,7 @@ def _words(stderr: str) -> str:
     lines = [
         re.sub(r"^(\w+: )?(error: |fatal: )?(allocation failure: )?", "", line).strip() for line in stderr.splitlines()
     ]
-    return "; ".join(dict.fromkeys(line for line in lines if line))
+    return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith('Try "')))
 
 
 def _out_of_reach(command: str, words: str, deadline_s: float) -> SlurmError:

@@ -42,15 +42,16 @@ def check_places(config: Config) -> list[str]:
         if kind in IN_MEMORY or own:
             where = f"below {own}" if own else f"in memory ({kind})"
             raise UserError(
-                f"{key}: {path} is {where}, which each host has for itself: compute nodes don't see it; give a path on "
-                f"a file system that they share, or, if they do see it, set slurm.shared_dirs: [{own or real.parent}]"
+                f"{key}: {path} is {where}, which each host has for itself: compute nodes don't see it; give a path "
+                "on a file system that they share, or, if they do see it, set slurm.shared_dirs: "
+                f"[{own or real.parent}]"
             )
         unsure.append(f"{key} ({path})")
     if not unsure:
         return []
     return [
-        f"on this host's own disk: {', '.join(unsure)}; if the compute nodes do not see it there, the job will fail; if "
-        "they do, name its directory in slurm.shared_dirs"
+        f"on this host's own disk: {', '.join(unsure)}; if the compute nodes do not see it there, the job will fail; "
+        "if they do, name its directory in slurm.shared_dirs"
     ]
 
 

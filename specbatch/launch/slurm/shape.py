@@ -34,8 +34,10 @@ def check_shape(config: Config) -> list[str]:
     warnings += _check_ranks(config, parts["training"])
     if config.slurm.layout == "single":
         _check_alike(config)
-    for part in parts.values():
-        memory_bytes(config, part.name)
+    else:
+        _check_inherited(config)
+    for name in parts:
+        memory_bytes(config, name)
     return warnings
 
 
@@ -95,7 +97,7 @@ def _check_site(config: Config) -> None:
         for name, value in asked.items():
             if value is not None and name in forbidden:
                 raise UserError(
-                    f"slurm.{component}: asks for --{name}={value}, which this cluster does not take: {forbidden[name]}; "
+                    f"slurm.{component}: asks for --{name}={value}, which is forbidden here: {forbidden[name]}; "
                     f"leave it out, or take it away with slurm.extra: {{{name}: null}}"
                 )
 
@@ -136,8 +138,8 @@ def _check_engines(config: Config, part: Part) -> list[str]:
     if not idle:
         return []
     return [
-        f"inference.engines: {engines} of inference.tensor_parallel: {degree} leave {idle} of {nodes * gpus} GPUs idle; "
-        f"inference.engines: {fit * nodes} would use {fit * nodes * degree}"
+        f"inference.engines: {engines} of inference.tensor_parallel: {degree} leave {idle} of {nodes * gpus} GPUs "
+        f"idle: {fit * nodes} engines would use {fit * nodes * degree}"
     ]
 
 
@@ -151,9 +153,10 @@ def _check_ranks(config: Config, part: Part) -> list[str]:
         )
     each = ranks // nodes
     if gpus and each > gpus:
+        enough = next(count for count in range(-(-ranks // gpus), ranks + 1) if ranks % count == 0)
         raise UserError(
             f"training.ranks: {ranks} on slurm.training.nodes: {nodes} are {each} a node, which has "
-            f"slurm.training.gpus_per_node: {gpus}; set slurm.training.nodes: {-(-ranks // gpus)}, or training.ranks: "
+            f"slurm.training.gpus_per_node: {gpus}; set slurm.training.nodes: {enough}, or training.ranks: "
             f"{nodes * gpus}"
         )
     memory = memory_bytes(config, "training")
@@ -178,6 +181,23 @@ def _check_alike(config: Config) -> None:
                 f"slurm.inference.{name}: {ours} is not slurm.training.{name}: {theirs or 'nothing'}, and with "
                 "slurm.layout: single all nodes are alike; give both the same, or set slurm.layout: het"
             )
+
+
+def _check_inherited(config: Config) -> None:
+    """Slurm gives a component the memory of the one before it, if it asks for none."""
+    before = ""
+    for name, asked in requests(config).items():
+        if (
+            asked.get("mem") is None
+            and asked.get("mem-per-cpu") is None
+            and asked.get("mem-per-gpu") is None
+            and before
+        ):
+            raise UserError(
+                f"slurm.{name}.mem: is missing, and Slurm would give it that of the component before it, {before}; set "
+                "it, or 0 for all that a node has"
+            )
+        before = asked.get("mem") or before
 
 
 def size(count: int) -> str:

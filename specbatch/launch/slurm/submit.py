@@ -176,8 +176,8 @@ def _refuse_others(run_dir: RunDir, config: Config) -> None:
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
-            f"run.dir: {run_dir.root} is another configuration's ({differing[0]}{more}); give another run.dir, or remove "
-            "this one"
+            f"run.dir: {run_dir.root} is another configuration's ({differing[0]}{more}); give another run.dir, or "
+            "remove this one"
         )
 
 
@@ -207,8 +207,8 @@ def _refuse_alive(run_dir: RunDir) -> list[JobState]:
             continue
         if state.condition is not Condition.STUCK:
             raise UserError(
-                f"{run_dir.root}: is {state.condition} as job {job.id} already; `specbatch status` tells how it stands, "
-                "`specbatch cancel` ends it"
+                f"{run_dir.root}: is {state.condition} as job {job.id} already; `specbatch status` tells how it "
+                "stands, `specbatch cancel` ends it"
             )
         stuck.append(state)
     return stuck
