@@ -21,9 +21,9 @@ from specbatch.launch.marks import Mark, leave_mark, read_mark
 from specbatch.launch.prepare import prepare
 from specbatch.launch.slurm import commands
 from specbatch.launch.slurm.ask import ask, ask_closely
-from specbatch.launch.slurm.executor import SCRIPT, unpack
+from specbatch.launch.slurm.executor import unpack
 from specbatch.launch.slurm.jobs import Job, read_jobs, record_job
-from specbatch.launch.slurm.script import parts_of, size
+from specbatch.launch.slurm.script import SCRIPT, parts_of, size
 from specbatch.rundir import RunDir, read_json, write_json
 
 DONE, FAILED, NOTHING_TO_DO, TO_BE_CONTINUED = 0, 1, 3, 75

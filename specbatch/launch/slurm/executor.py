@@ -12,11 +12,10 @@ from submitit.slurm import slurm
 from specbatch.config import Config
 from specbatch.launch.slurm import commands
 from specbatch.launch.slurm.jobs import record_job
-from specbatch.launch.slurm.script import parts_of, render, size
+from specbatch.launch.slurm.script import SCRIPT, parts_of, render, size
 from specbatch.launch.slurm.task import Component
 from specbatch.rundir import RunDir, write_whole
 
-SCRIPT = "job.sbatch"
 PICKLE = "component.pkl"
 """A component's function, in its folder, for whichever job it will be: submitit looks for a copy named by the job."""
 WHENEVER_MIN = 1 << 30

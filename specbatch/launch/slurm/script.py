@@ -12,7 +12,6 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,8 @@ from specbatch.config.sections import SlurmComponent
 from specbatch.errors import UserError
 from specbatch.rundir import RunDir
 
+SCRIPT = "job.sbatch"
+"""In the run directory."""
 LEFT_FROM_ELSEWHERE = (
     "SLURM_CPU_BIND SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_LIST SLURM_CPU_BIND_VERBOSE SLURM_CPUS_PER_TASK "
     "SLURM_DISTRIBUTION SLURM_EXACT SLURM_EXCLUSIVE SLURM_GPUS_PER_TASK SLURM_HINT SLURM_KILL_BAD_EXIT "
@@ -128,14 +129,36 @@ def size(config: Config) -> int:
     return 1 if config.slurm.layout == "single" else 2 if config.slurm.head_on == "training" else 3
 
 
+def requests(config: Config) -> dict[str, dict[str, Any]]:
+    """The directives of each component that Slurm sees, by the component's name; None for one that is taken away."""
+    slurm, parts = config.slurm, {part.name: part for part in parts_of(config)}
+    # The batch script runs on the first component's first node, and the head wherever the script does.
+    names = ["head", "inference", "training"] if slurm.head_on == "own" else ["training", "inference"]
+    if slurm.layout == "single":
+        asked = _resources(config, slurm.training, sum(parts[name].nodes for name in names))
+        # All nodes are alike: each has room for the tasks of any component.
+        tasks = max(map(_tasks_per_node, parts.values()))
+        cpus = max(_tasks_per_node(part) * (part.settings.cpus_per_task or 0) for part in parts.values())
+        asked |= {"ntasks-per-node": tasks, "cpus-per-task": -(-cpus // tasks) or None}
+        return {"training": _common(config) | asked | slurm.extra | slurm.training.extra}
+    found = {}
+    for name in names:
+        part = parts[name]
+        asked = _resources(config, part.settings, part.nodes) | {"ntasks-per-node": _tasks_per_node(part)}
+        found[name] = _common(config) | asked | slurm.extra | part.settings.extra
+    return found
+
+
+def _tasks_per_node(part: Part) -> int:
+    return -(-part.tasks // part.nodes)
+
+
 def _directives(config: Config) -> list[str]:
-    slurm = config.slurm
-    blocks = [_common(config) | asked for asked in _asked(config)]
     lines: list[str] = []
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(requests(config).values()):
         lines += ["", "#SBATCH hetjob"] if index else []
         lines += [f"#SBATCH {_directive(name, value)}" for name, value in block.items() if value is not None]
-        if slurm.layout == "het" and not index:
+        if config.slurm.layout == "het" and not index:
             lines.append("# What the script prints goes to job.log in the run directory, whatever that is called.")
     return lines
 
@@ -147,23 +170,6 @@ def _common(config: Config) -> dict[str, Any]:
     name = re.sub(r"[^\w.-]+", "-", config.run.name) or "specbatch"
     given = {"job-name": name, "account": slurm.account or None, "qos": slurm.qos or None, "time": slurm.time}
     return given | requeue | {"signal": f"USR2@{slurm.signal_s}", "output": "/dev/null", "open-mode": "append"}
-
-
-def _asked(config: Config) -> Iterator[dict[str, Any]]:
-    """What each component that Slurm sees asks for."""
-    slurm, parts = config.slurm, {part.name: part for part in parts_of(config)}
-    if slurm.head_on == "training":
-        del parts["head"]
-    if slurm.layout == "single":
-        settings = slurm.training
-        asked = _resources(config, settings, sum(part.nodes for part in parts.values()))
-        yield asked | slurm.extra | settings.extra
-        return
-    # The batch script runs on the first component's first node, and the head wherever the script does.
-    for name in sorted(parts, key=["head", "training", "inference"].index) if slurm.head_on == "training" else parts:
-        part = parts[name]
-        asked = _resources(config, part.settings, part.nodes) | {"ntasks-per-node": -(-part.tasks // part.nodes)}
-        yield asked | slurm.extra | part.settings.extra
 
 
 def _resources(config: Config, settings: SlurmComponent, nodes: int) -> dict[str, Any]:
