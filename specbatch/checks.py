@@ -52,12 +52,12 @@ def check(config: Config, *, new_run: bool = True, here: bool = True) -> list[st
     _check_layers(config, shape)
     warnings = _check_vocabulary(config, shape)
     _check_evaluate(config)
+    check_memory(config, shape)
     if config.draft.init_from:
         warnings += files(config.draft.algorithm).read_published(config, shape).warnings
     warnings += _warn_of_store(config, shape)
     if here:
         _check_gpus(config)
-        check_memory(config, shape)
         warnings += _warn_of_memory(config)
     warnings += _warn_of_evaluations(config)
     if config.training.max_steps:
