@@ -12,12 +12,13 @@ from specbatch.config.change import Change, changes, refuse_fixed
 from specbatch.rundir import RunDir, read_json, write_json, write_whole
 
 
-def change_settings(run_dir: RunDir, overrides: Sequence[str]) -> tuple[Config, list[Change]]:
+def change_settings(run_dir: RunDir, overrides: Sequence[str], here: bool = True) -> tuple[Config, list[Change]]:
     """Override settings of a run that was begun: its ``config.yaml`` is rewritten, and ``provenance.json`` lists what
     changed, when and before which attempt.
 
     Args:
         overrides: as on the command line: ``--section.field value``, ...
+        here: the run goes on on this machine.
 
     Returns:
         the settings that the run goes on with, and what is different in them.
@@ -34,7 +35,7 @@ def change_settings(run_dir: RunDir, overrides: Sequence[str]) -> tuple[Config, 
     from specbatch.training.metrics_file import last_step
 
     refuse_fixed(found, old.training.schedule, last_step(run_dir.metrics))
-    for warning in check(new, new_run=False):
+    for warning in check(new, new_run=False, here=here):
         print(f"specbatch: warning: {warning}", file=sys.stderr)
     made_from = read_json(run_dir.provenance)
     if made_from is not None:

@@ -10,12 +10,14 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from specbatch.config import Config, dump_config, load_config
+from specbatch.config.change import STEPS
 from specbatch.errors import UserError
+from specbatch.launch.change import change_settings
 from specbatch.launch.slurm import commands
 from specbatch.launch.slurm.cluster import read_cluster
 from specbatch.launch.slurm.fit import check_fit
@@ -84,12 +86,18 @@ def submit(config: Config, warn: Say) -> int:
     return _submit(run_dir)
 
 
-def resume(run_dir: RunDir, warn: Say) -> int:
+def resume(run_dir: RunDir, overrides: Sequence[str], warn: Say) -> int | None:
     """Submit a run again, or bring a job back that Slurm has forgotten to start.
 
-    Returns and raises as `submit`.
+    Args:
+        overrides: settings that are different from now on.
+
+    Returns:
+        id of the job; None if the run is complete.
+
+    Raises:
+        as `submit`.
     """
-    config = load_config(run_dir.config)
     for state in _refuse_alive(run_dir):
         # After a node failure: some components are requeued, others have ended, and the whole waits for ever.
         with contextlib.suppress(commands.SlurmError):
@@ -98,7 +106,13 @@ def resume(run_dir: RunDir, warn: Say) -> int:
         return state.leader.job
     if (job := _unanswered(run_dir)) is not None:
         return job
-    for warning in [*check_shape(config), *check_places(config), *check_fit(config, read_cluster())]:
+    config, changed = change_settings(run_dir, overrides, here=False)
+    for change in changed:
+        print(f"{change.field} was {change.was} and is {change.now}")
+    complete = (read_json(run_dir.status) or {}).get("state") == "completed"
+    if complete and STEPS not in [change.field for change in changed]:
+        return None
+    for warning in [*check_shape(config), *check_fit(config, read_cluster()), *check_places(config)]:
         warn(warning)
     run_dir.cancelled.unlink(missing_ok=True)
     return _submit(run_dir)
