@@ -130,6 +130,10 @@ class RunDir:
     def component_log(self, attempt: int, component: str, task: int) -> Path:
         return self.attempt(attempt) / "logs" / f"{component}-{task}.log"
 
+    def superseded(self, attempt: int) -> bool:
+        """Whether a later attempt has begun: one that was cut off and is back must not write what is the later's."""
+        return self.attempt(attempt + 1).exists()
+
     def attempts(self) -> list[int]:
         """Numbers of the attempts so far, ascending."""
         folder = self.root / "attempts"

@@ -133,9 +133,7 @@ class _Watch:
             RunError: the attempt failed for good.
         """
         while True:
-            if self.run_dir.attempt(self.attempt + 1).exists():
-                # This node was cut off and is back: what it would write is no longer true.
-                raise RunError(f"attempt {self.attempt + 1} has taken over")
+            self._refuse_if_superseded()
             report = self.server.report()
             marks = self._marks()
             failed = self._failure(report, marks)
@@ -222,7 +220,13 @@ class _Watch:
         else:
             self._unwritten = ""
 
+    def _refuse_if_superseded(self) -> None:
+        """This node may have been cut off and be back: what it would write is no longer true."""
+        if self.run_dir.superseded(self.attempt):
+            raise RunError(f"attempt {self.attempt + 1} has taken over")
+
     def _write(self, report: Report, state: str, stage: str, why: str = "") -> None:
+        self._refuse_if_superseded()
         write_json(
             self.run_dir.status,
             {

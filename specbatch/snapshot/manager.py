@@ -22,6 +22,8 @@ How the trainer uses it:
 - ``trainer.checkpointer.take_blocked_s()``: seconds that saves held the trainer up since it was last asked.
 - ``trainer.checkpointer.tell``, if it is set, is called by rank 0 with ``snapshot`` and why one could not be written,
   and with an empty reason after each that was.
+- ``trainer.checkpointer.superseded``, if it is set, says whether a later attempt has begun: then nothing is written
+  and nothing deleted any more, and a last save is a `RunError`.
 - ``trainer.close()`` before ``destroy_process_group()``: it awaits a save under way. After an error don't close:
   end the process, and the save under way will never have a manifest.
 - Of the random generators, torch's are kept for each rank (on the CPU, and the rank's own GPU).
@@ -112,6 +114,7 @@ class HDF5CheckpointManager(CheckpointManager):
         super().__init__(config, **kwargs)
         self.saved_step: int | None = None
         self.best: snapshot_folder.Best | None = None
+        self.superseded: Callable[[], bool] = lambda: False
         self.pace: Pace | None = None
         self.wanted: int | None = None
         self.tell: Callable[[str, str], None] | None = None
@@ -177,7 +180,7 @@ class HDF5CheckpointManager(CheckpointManager):
         step, began = int(Path(checkpoint_id).name.removeprefix("step-")), time.monotonic()
         if self.pace is not None:
             self.pace.begun(began)
-        writer = HDF5Writer(Path(checkpoint_id), step=step, facts=self.facts)
+        writer = HDF5Writer(Path(checkpoint_id), step=step, facts=self.facts, superseded=self.superseded)
         if async_mode == AsyncMode.DISABLED:
             failure = None
             try:
@@ -233,6 +236,8 @@ class HDF5CheckpointManager(CheckpointManager):
             snapshot,
             _reason(failure),
         )
+        if self.superseded():
+            return
         try:
             snapshot_folder.remove(snapshot)
         except OSError as error:
@@ -245,7 +250,7 @@ class HDF5CheckpointManager(CheckpointManager):
 
     def _prune(self, keep: int) -> None:
         """Delete all but the newest whole snapshots and the best, and those that were refused before them."""
-        if self.rank:
+        if self.rank or self.superseded():
             return
         with self._pruning:
             for path in snapshot_folder.superfluous(self.path, keep, self.best):

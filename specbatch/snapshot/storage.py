@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from specbatch import __version__
+from specbatch.errors import AttemptError
 from specbatch.snapshot import values
 from specbatch.snapshot.chunks import chunk_files, dtype_name, dtype_of, part, write_tensor
 from specbatch.snapshot.disk import Disk
@@ -68,13 +70,22 @@ class HDF5Writer(StorageWriter):
         snapshot: its folder; made if missing.
         step: optimizer steps done.
         facts: what has to be the same where training goes on; JSON.
+        superseded: whether the snapshots are a later attempt's by now; nothing of theirs is touched then.
 
     An `OSError` of any rank, as of a full disk, arrives on all ranks as torch's `CheckpointException`; the folder
     then has no manifest.
     """
 
-    def __init__(self, snapshot: Path, *, step: int, facts: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Path,
+        *,
+        step: int,
+        facts: dict[str, Any] | None = None,
+        superseded: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.snapshot, self.step, self.facts = snapshot, step, facts or {}
+        self.superseded = superseded
         self.ranks = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -85,11 +96,13 @@ class HDF5Writer(StorageWriter):
         """Nothing to prepare."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        self._refuse_if_superseded()
         self.snapshot.mkdir(parents=True, exist_ok=True)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Number the plans; a snapshot that is written again is none until its end."""
+        self._refuse_if_superseded()
         (self.snapshot / MANIFEST).unlink(missing_ok=True)
         self.ranks = len(plans)
         return [replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
@@ -125,7 +138,12 @@ class HDF5Writer(StorageWriter):
             length = disk.bytes
         return [replace(result, storage_data=replace(result.storage_data, file_bytes=length)) for result in results]
 
+    def _refuse_if_superseded(self) -> None:
+        if self.superseded():
+            raise AttemptError("a later attempt has taken over, and the snapshots are its own")
+
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        self._refuse_if_superseded()
         stored: dict[str, list[StoredChunk]] = defaultdict(list)
         files, found = {}, {}
         for result in (result for rank in results for result in rank):

@@ -145,6 +145,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
             segment_bytes=int(config.store.bytes_per_rank),
             generation=starts * RESTARTS_A_START + int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             metrics=run_dir.metrics,
+            superseded=partial(run_dir.superseded, attempt),
             step_decay=config.draft.step_decay,
             calibrate=start is None,
             skip_not_finite=config.training.not_finite == "skip",

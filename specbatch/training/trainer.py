@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,8 @@ class Surroundings:
     """When snapshots are due; None: every so many steps."""
     observer: Observer | None
     """Is shown each pack and each step, as they were trained."""
+    superseded: Callable[[], bool] | None = None
+    """Whether a later attempt has begun; None: there are no attempts."""
 
 
 class DraftTrainer(Trainer):
@@ -239,6 +241,8 @@ class DraftTrainer(Trainer):
 
     def _join(self) -> None:
         around = self._around
+        if around.superseded is not None:
+            self.checkpointer.superseded = around.superseded
         best = None
         if self._rank == 0 and around.metrics is not None:
             self._metrics = MetricsFile(around.metrics, self.step)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from specbatch.config import Config
 from specbatch.config.sections import Data, Inference, Run, Target
 from specbatch.launch.marks import Mark, leave_mark, read_mark
-from specbatch.launch.slurm.attempt import again, no_progress
+from specbatch.launch.slurm.ask import Answer
+from specbatch.launch.slurm.attempt import FAILED, again, cancelled_now, end, no_progress
+from specbatch.launch.slurm.states import Row
 from specbatch.rundir import RunDir, read_json, write_json
 
 
@@ -70,3 +74,31 @@ def test_a_component_that_said_why_or_whose_attempt_is_over_is_not_started_again
     assert not again(run_dir, config, 1, "training", 0)
     run_dir = attempts(tmp_path / "c", ("running", 3), ("running", 3))
     assert not again(run_dir, config, 1, "training", 0)
+
+
+def test_an_attempt_that_was_cut_off_and_is_back_decides_nothing(tmp_path: Path):
+    run_dir = attempts(tmp_path, ("running", 3), ("running", 4))
+    leave_mark(run_dir, 1, Mark("head", 0, "attempt 2 has taken over"))
+    before = run_dir.status.read_bytes()
+    # It neither cancels the job after its own, which is the later attempt, nor asks Slurm for anything.
+    assert end(run_dir, config_of(tmp_path), 1, job=7) == FAILED
+    assert run_dir.status.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("now", "past", "cancelled"),
+    [
+        ([("COMPLETING", "")] * 3, ["CANCELLED"], True),
+        ([("COMPLETING", "")] * 3, ["REQUEUED"], False),
+        ([("RUNNING", "")] * 3, ["RUNNING"], False),
+        ([("COMPLETING", "")] * 3, [], True),
+        ([("COMPLETING", ""), ("COMPLETING", ""), ("COMPLETING", "TimeLimit")], [], False),
+        ([("COMPLETING", ""), ("PENDING", "BeginTime"), ("RUNNING", "")], [], False),
+        ([("RUNNING", "")] * 3, [], False),
+        ([], [], False),
+    ],
+)
+def test_a_cancelled_job_is_not_requeued(now: list[tuple[str, str]], past: list[str], cancelled: bool):
+    rows = [Row(7, index, 7 + index, state, reason=reason) for index, (state, reason) in enumerate(now)]
+    answer = Answer({7: rows}, {7: [Row(7, 0, 7, state) for state in past]} if past else {})
+    assert cancelled_now(7, answer) is cancelled

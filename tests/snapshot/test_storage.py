@@ -270,3 +270,18 @@ def test_hostile_names_of_folders_are_just_names(tmp_path):
     folder = tmp_path / 'it\'s a "run" $(id) %j 日本'
     assert newest_loadable(save(folder).parent) == 1
     assert os.listdir(tmp_path) == [Path(folder).name]
+
+
+def test_an_attempt_that_was_superseded_touches_no_snapshot_of_the_later_one(tmp_path):
+    path = save(tmp_path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(CheckpointException, match="a later attempt has taken over"):
+        save(tmp_path, superseded=lambda: True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_an_attempt_that_is_superseded_while_it_writes_makes_no_snapshot(tmp_path):
+    answers = iter([False, False, True])
+    with pytest.raises(CheckpointException, match="a later attempt has taken over"):
+        save(tmp_path, superseded=lambda: next(answers))
+    assert whole_snapshots(tmp_path) == []

@@ -20,10 +20,11 @@ from specbatch.launch.history import begin_attempt, last_status, read_attempt
 from specbatch.launch.marks import Mark, leave_mark, read_mark
 from specbatch.launch.prepare import prepare
 from specbatch.launch.slurm import commands
-from specbatch.launch.slurm.ask import ask, ask_closely
+from specbatch.launch.slurm.ask import Answer, ask, ask_closely
 from specbatch.launch.slurm.executor import unpack
 from specbatch.launch.slurm.jobs import Job, read_jobs, record_job
 from specbatch.launch.slurm.script import SCRIPT, parts_of, size
+from specbatch.launch.slurm.states import ENDING, newest
 from specbatch.rundir import RunDir, read_json, write_json
 
 DONE, FAILED, NOTHING_TO_DO, TO_BE_CONTINUED = 0, 1, 3, 75
@@ -105,6 +106,10 @@ def end(run_dir: RunDir, config: Config, attempt: int, job: int) -> int:
     Returns:
         the job's exit code: its successor waits for one that is not 0.
     """
+    if run_dir.superseded(attempt):
+        # This node was cut off and is back. The job that waited for this one is the later attempt.
+        _say(f"attempt {attempt} ended; attempt {attempt + 1} has taken over")
+        return FAILED
     status = read_json(run_dir.status) or {}
     state = status.get("state") if status.get("attempt") == attempt else None
     head = read_mark(run_dir, attempt, "head", 0)
@@ -113,6 +118,10 @@ def end(run_dir: RunDir, config: Config, attempt: int, job: int) -> int:
     if state == "completed" or final or run_dir.cancelled.exists():
         _drop_successor(run_dir, job)
         return FAILED if final else DONE
+    if config.slurm.recovery == "requeue" and cancelled_now(job, ask([job], [os.getuid()], LOOK_S)):
+        # Requeued, a cancelled job would be back from its end.
+        _say(f"job {job} was ended by somebody, and is not requeued from here")
+        return TO_BE_CONTINUED
     if config.slurm.recovery == "requeue" and not no_progress(run_dir, config):
         commands.scontrol("requeue", str(job))
         time.sleep(LOOK_S)  # Slurm ends the script; what ends by itself counts as complete and is not started again
@@ -131,6 +140,19 @@ def _nothing_to_do(run_dir: RunDir, job: int) -> str:
         write_json(run_dir.cancelled, {"why": f"job {before.job} was cancelled", "time": time.time()})
         return f"job {before.job} was cancelled, and so is the run; `specbatch resume` goes on with it"
     return ""
+
+
+def cancelled_now(job: int, answer: Answer) -> bool:
+    """Whether a job that is ending was cancelled.
+
+    Until all of it has ended, only the accounts know. Where none are kept, a job that Slurm ends before its time limit
+    is taken for cancelled: what is to come back from such an end, Slurm requeues itself.
+    """
+    past = [row for row in newest(answer.past.get(job, [])) if row.index == 0]
+    if past:
+        return past[0].state == "CANCELLED"
+    now = answer.queue.get(job, [])
+    return bool(now) and all(row.state == ENDING and row.reason != "TimeLimit" for row in now)
 
 
 def _was_cancelled(run_dir: RunDir, job: int) -> bool:
