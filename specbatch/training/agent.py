@@ -86,8 +86,7 @@ class Agent(LocalElasticAgent):
     """
 
     def __init__(self, spec: WorkerSpec, *, progress: Callable[[], int], most: int) -> None:
-        # Nobody waits for the agents of other nodes: the head does.
-        super().__init__(spec, _Inherited(), exit_barrier_timeout=0)
+        super().__init__(spec, _Inherited())
         self._progress, self._patience = progress, Patience(progress(), most)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -95,6 +94,9 @@ class Agent(LocalElasticAgent):
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY) and not self._try_again(result):
             self._remaining_restarts = 0
         return result
+
+    def _exit_barrier(self) -> None:
+        """Nobody waits for the agents of other nodes: the head does. They share no store, and would wait for ever."""
 
     def _try_again(self, result: RunResult) -> bool:
         codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
