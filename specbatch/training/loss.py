@@ -103,15 +103,20 @@ def _distill(
     factor = head.dtype if gpu else wide
     size = chunk_positions(len(head), len(landings), gpu=gpu, wide=wide.itemsize, factor=factor.itemsize)
     ends = [landing.target_M[[0, -1]].tolist() for landing in landings if len(landing.target_M)]
-    for first in range(min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1, size):
-        last = heads.last_PH[first : first + size]
+    begin, end = min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1
+    for first in range(begin, end, size):
+        last = heads.last_PH[first : min(first + size, end)]
         truth = product(last.to(heads.target_VH.dtype), heads.target_VH.T).softmax(-1)
         likely = truth.argmax(-1)
+        bounds = torch.tensor([first, first + size])
+        parts = [slice(*torch.searchsorted(landing.target_M, bounds).tolist()) for landing in landings]
         rows: list[tuple[int, Tensor]] = []
         states: list[Tensor] = []
-        d_logits: list[Tensor] = []
-        for step, landing in enumerate(landings):
-            part = slice(*torch.searchsorted(landing.target_M, torch.tensor([first, first + size])).tolist())
+        learning = sum(part.stop - part.start for part in parts) if gradients is not None else 0
+        # Of all unrolled steps, for one product with the head each way.
+        d_logits_MV = head.new_empty(learning, len(head), dtype=factor)
+        done = 0
+        for step, (landing, part) in enumerate(zip(landings, parts, strict=True)):
             count = part.stop - part.start
             if not count:
                 continue
@@ -129,9 +134,10 @@ def _distill(
             if gradients is not None:
                 rows.append((step, row))
                 states.append(state)
-                d_logits.append(d_logit.to(factor))
+                d_logits_MV[done : done + count] = d_logit
+                done += count
         if rows and gradients is not None:
-            _differentiate(gradients, rows, torch.cat(states), torch.cat(d_logits), heads)
+            _differentiate(gradients, rows, torch.cat(states), d_logits_MV, heads)
     return result
 
 
