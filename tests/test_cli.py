@@ -121,6 +121,7 @@ def test_a_mistake_is_one_line_without_a_traceback(config, overrides, message):
     assert not (config.parent / "run").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_its_own_exit_code(tmp_path):
     # Whoever reads a pipe waits for as long as nobody writes.
     pipe = tmp_path / "a.yaml"
@@ -135,6 +136,7 @@ def test_ctrl_c_is_one_line_and_its_own_exit_code(tmp_path):
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_defect(tmp_path):
     command = f"'{sys.executable}' -m specbatch run --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -255,6 +255,7 @@ def test_what_is_no_model_directory_is_said_so(tmp_path):
         read_target(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_hub_name_that_is_not_in_the_cache_says_how_to_get_it(tmp_path):
     code = "from specbatch.target import locate; locate('specbatch-tests/no-such-model')"
     done = subprocess.run(

@@ -170,7 +170,8 @@ class SGLangServer:
         """The last lines that this start of the server wrote."""
         with self.log.open("rb") as file:
             file.seek(max(self._log_start, self.log.stat().st_size - (1 << 16)))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+            text = file.read().decode(errors="replace").replace(self._key, "...")
+        return "\n".join(text.splitlines()[-lines:])
 
     def _request(self, method: str, path: str, timeout_s: float, **options: Any) -> requests.Response:
         if not hasattr(self._local, "session"):
@@ -196,6 +197,8 @@ class SGLangServer:
         guard = [sys.executable, "-m", "specbatch.inference.guard", str(os.getpid()), str(self.grace_s)]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
+            # SGLang writes all its arguments down, the key among them.
+            os.fchmod(output.fileno(), 0o600)
             self._log_start = output.seek(0, os.SEEK_END)
             output.write(f"$ {' '.join(command)}\n".encode())
             output.flush()

@@ -309,6 +309,7 @@ def test_a_killed_process_of_the_preparation_ends_it_with_an_error(settings: Set
         list(batches)
 
 
+@pytest.mark.slow
 def test_the_quickstarts_target_gives_every_answer_and_its_end(smollm: Path, settings: Settings) -> None:
     config = settings({"a.jsonl": lines(talk("Who are you?", "I am SmolLM.", "Sure?", "Yes."))}, target=smollm)
     corpus: Corpus = corpus_of(prepare(config))

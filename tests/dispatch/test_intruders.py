@@ -19,6 +19,8 @@ from specbatch.dispatch.rendezvous import Keys
 from specbatch.manifest import Chunk, Manifest
 from tests.dispatch.test_server import Head, join_all, make_head
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def head() -> Iterator[Head]:

@@ -9,6 +9,10 @@ import sys
 import time
 
 import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 WATCHING = """
 import sys

@@ -123,6 +123,7 @@ def test_a_failed_run_tells_the_end_of_the_right_log_and_how_to_go_on(tmp_path, 
     ]
 
 
+@pytest.mark.slow
 def test_watching_goes_on_until_ctrl_c(tmp_path):
     run = new_run(tmp_path / "runs" / "a")
     watch = subprocess.Popen(
