@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,7 @@ import pytest
 from specbatch.training.memory import Shape, Work, rank_bytes, step_bytes
 
 STEP = Path(__file__).parents[2] / "tools" / "bench" / "step.py"
-# Measured peaks differ by some 50 MB between runs on a busy machine, and the formula has been up to 27 % below them.
-TOLERANCE = 0.3
+TOLERANCE = 0.2
 """Of the measured peak, by which the formula may be off."""
 
 LARGE = Shape(
@@ -30,7 +30,10 @@ def test_the_formula_gives_the_measured_peak(recompute: str) -> None:
         sys.executable, str(STEP), "--tokens", "1024", "--loss-fraction", "1", "--ttt-steps", "4", "--threads", "1",
         "--repeat", "0", "--columns-at-once", "400", "--recompute", recompute, "--only", "ours",
     ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    # The formula speaks of what is in use. glibc keeps what was freed, some 50 MB here, unless it maps every large
+    # block by itself.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(256 << 10)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["predicted_bytes"] == pytest.approx(found["peak_bytes"], rel=TOLERANCE)
 
