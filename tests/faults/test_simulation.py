@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from tests.faults.simulation import FAULTS, Stats, simulate
+from tests.faults.attempt import FAULTS
+from tests.faults.simulation import Stats, simulate
 
 
 def all_of(seed: int, faults: int) -> Stats:
