@@ -12,33 +12,26 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from specbatch.component_log import open_log
 from specbatch.errors import AttemptError, UserError
 from specbatch.rundir import RunDir
 from specbatch.training import EXIT_ATTEMPT, EXIT_FINAL, EXIT_USER
+from specbatch.training.ending import end_with
 from specbatch.training.signals import ask_to_stop, die_with_parent, watch
 
 log = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Never returns: threads of libraries that are ended by the interpreter abort the process now and then."""
+def main() -> NoReturn:
+    """Never returns."""
     run_dir, attempt, starts = RunDir(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     rank = int(os.environ["RANK"])
     open_log(run_dir.component_log(attempt, "training", rank), f"training-{rank}")
     die_with_parent()
     _hear_signals(run_dir, attempt, rank)
-    code = 1
-    try:
-        code = _work(run_dir, attempt, starts)
-    except Exception:
-        log.exception("rank ended")
-    finally:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    end_with(lambda: _work(run_dir, attempt, starts))
 
 
 def _work(run_dir: RunDir, attempt: int, starts: int) -> int:

@@ -9,12 +9,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
 from specbatch.component_log import open_log
 from specbatch.errors import RunError, UserError
 from specbatch.training import EXIT_FINAL, EXIT_USER
+from specbatch.training.ending import end_with
 from specbatch.training.signals import die_with_parent
 
 log = logging.getLogger(__name__)
@@ -41,29 +43,25 @@ def log_path(logs: Path, rank: int) -> Path:
     return logs / f"training-{rank}.log"
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Never returns, as `specbatch.training.rank.main`."""
     order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
     rank = int(os.environ["RANK"])
     open_log(log_path(Path(order.logs), rank), f"training-{rank}")
     die_with_parent()
-    code = 1
-    try:
-        from specbatch.training.offline import repeat, train_anew
+    end_with(lambda: _work(order))
 
+
+def _work(order: Order) -> int:
+    from specbatch.training.offline import repeat, train_anew
+
+    try:
         train_anew(order) if order.out else repeat(order)
-        code = 0
     except (UserError, RunError) as error:
         log.exception("can't go on")
         print(error, file=sys.stderr)
-        code = EXIT_USER if isinstance(error, UserError) else EXIT_FINAL
-    except Exception:
-        log.exception("rank ended")
-    finally:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return EXIT_USER if isinstance(error, UserError) else EXIT_FINAL
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,23 +17,9 @@ from specbatch.dispatch.client import Client, DispatcherGone
 from specbatch.dispatch.messages import MAX_MESSAGE_BYTES, AnyRequest, Phase, Refusals, encode
 from specbatch.dispatch.rendezvous import Keys
 from specbatch.manifest import Chunk, Manifest
-from tests.dispatch.test_server import Head, join_all, make_head
+from tests.dispatch.heads import Head, join_all, make_head
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def head() -> Iterator[Head]:
-    made = make_head()
-    with made.server:
-        yield made
-
-
-@pytest.fixture
-def client(head: Head) -> Iterator[Client]:
-    made = Client(head.rendezvous)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
