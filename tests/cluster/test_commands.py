@@ -100,3 +100,10 @@ def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch, scr
         elsewhere.setenv("PATH", str(script.parent))
         with pytest.raises(UserError, match=r"^no Slurm here: there is no `sbatch` in PATH; .*`specbatch run`"):
             commands.check(script)
+
+
+def test_a_machine_without_a_cluster_is_told_so(monkeypatch: pytest.MonkeyPatch, script: Path):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.delenv("SLURM_CONF", raising=False)
+        with pytest.raises(UserError, match=r"^no cluster here: `sbatch` is installed, .*`specbatch run`"):
+            commands.check(script)

@@ -233,7 +233,7 @@ def _once(command: list[str], cwd: Path | None = None) -> tuple[str, str, int | 
     """Output, words and exit code of one call; no exit code if it took too long.
 
     Raises:
-        UserError: there is no such command here.
+        UserError: there is no such command here, or no cluster that it belongs to.
     """
     try:
         ran = subprocess.run(
@@ -256,7 +256,13 @@ def _once(command: list[str], cwd: Path | None = None) -> tuple[str, str, int | 
         ) from error
     except subprocess.TimeoutExpired:
         return "", f"no answer within {ATTEMPT_S:.0f} s", None
-    return ran.stdout, _words(ran.stderr), ran.returncode
+    words = _words(ran.stderr)
+    if ran.returncode and "establish a configuration source" in words:
+        raise UserError(
+            f"no cluster here: `{command[0]}` is installed, but finds no configuration of Slurm; go to a login "
+            "node, or set SLURM_CONF; `specbatch run` trains on this machine, without Slurm"
+        )
+    return ran.stdout, words, ran.returncode
 
 
 def _words(stderr: str) -> str:
