@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_disk_of_this_host_is_only_warned_of(tmp_path, tiny_target):
     # Of a directory that is not there yet, the disk of the one above it counts.
     own = Path("/srv")
     config = load(tmp_path, tiny_target)
-    config.slurm.shared_dirs = [str(tmp_path), str(tiny_target)]
+    config.slurm.shared_dirs = [str(tmp_path), str(tiny_target), sys.prefix]
     config.run.dir = str(own / "run")
     for warning in check_places(config):
         assert warning.startswith("on this host's own disk: ")
