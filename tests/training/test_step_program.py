@@ -72,15 +72,16 @@ def test_torch_is_all_that_the_program_needs(only: str) -> None:
 @pytest.mark.slow
 def test_its_last_line_has_both_rates_and_peaks_and_the_losses_are_the_same() -> None:
     command = [
-        sys.executable, str(STEP), "--tokens", "256", "--loss-fraction", "1", "--ttt-steps", "3", "--threads", "1",
+        sys.executable, str(STEP), "--tokens", "1024", "--loss-fraction", "1", "--ttt-steps", "3", "--threads", "1",
         "--repeat", "0",
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ratio"] == pytest.approx(found["tokens_per_s"] / found["plain_tokens_per_s"])
     assert found["loss"] == pytest.approx(found["plain_loss"], rel=1e-6)
-    assert 0 < found["peak_bytes"] < found["plain_peak_bytes"]
-    assert found["tokens"] == 256
+    # Fewer tokens would not do: what the allocator keeps is then as large as what the pieces save.
+    assert 0 < found["peak_bytes"] < 0.6 * found["plain_peak_bytes"]
+    assert found["tokens"] == 1024
 
 
 @pytest.mark.slow
