@@ -274,6 +274,9 @@ AnyReply = Claims | Beat | Packs | Go | Done | Refused | Report
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Longer messages are refused; a manifest takes some 80 bytes a chunk."""
+CUT_OFF_BYTES = 256 << 20
+"""So much is read of a message, to refuse it in words and count it. ZeroMQ ends the connection of a longer one and
+tells nobody; without that bound, one message could take all memory of the head's node."""
 
 encode = msgspec.msgpack.Encoder().encode
 """Any request or reply as it goes over the wire."""

@@ -22,6 +22,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from specbatch.dispatch.messages import (
+    CUT_OFF_BYTES,
     LONG_POLL_S,
     MAX_MESSAGE_BYTES,
     Alive,
@@ -98,7 +99,7 @@ class Server:
         self._socket.curve_server = True
         self._socket.curve_secretkey = keys.server_secret.encode()
         self._socket.zap_domain = b"specbatch"
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, CUT_OFF_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.port = self._socket.bind_to_random_port(f"tcp://{host}")
@@ -235,11 +236,9 @@ class Server:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            envelope, data = frames[:-1], frames[-1]
+            envelope = [frames[0], b""]
             try:
-                if len(data) > MAX_MESSAGE_BYTES:
-                    raise msgspec.DecodeError(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
-                request: AnyRequest = decode_request(data)
+                request = _request_in(frames)
             except msgspec.DecodeError as error:
                 log.warning("refused a message that is no request why=%s", error)
                 self._send(envelope, Refused(f"not a request: {error}"), messages=1)
@@ -304,3 +303,17 @@ class Server:
                     log.warning("garbage not removed prefix=%s tries=%d why=%s", prefix, tries, error)
                     if self._stop.wait(tries):
                         return
+
+
+def _request_in(frames: list[bytes]) -> AnyRequest:
+    """What a peer sent: its name, nothing, and a request.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+    """
+    size = sum(map(len, frames))
+    if size > MAX_MESSAGE_BYTES:
+        raise msgspec.DecodeError(f"{size} bytes are more than {MAX_MESSAGE_BYTES}")
+    if len(frames) != 3 or frames[1]:
+        raise msgspec.DecodeError(f"a message in {len(frames)} parts")
+    return decode_request(frames[2])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specbatch.dispatch.client import Client, DispatcherGone
-from specbatch.dispatch.messages import MAX_MESSAGE_BYTES, AnyRequest, Phase, Refusals, encode
+from specbatch.dispatch.messages import CUT_OFF_BYTES, MAX_MESSAGE_BYTES, AnyRequest, Phase, Refusals, Status, encode
 from specbatch.dispatch.rendezvous import Keys
 from specbatch.manifest import Chunk, Manifest
 from tests.dispatch.heads import Head, join_all, make_head
@@ -132,11 +132,53 @@ def test_what_is_no_request_is_refused_and_counted(head: Head, client: Client, m
     assert client.status().phase is Phase.WORK
 
 
-def test_a_message_far_too_long_ends_its_connection_and_no_other(head: Head, client: Client):
+def test_a_message_far_too_long_is_refused_and_counted_while_others_are_answered(
+    head: Head, client: Client, caplog: pytest.LogCaptureFixture
+):
+    answered: list[float] = []
     with zmq.Context() as context, raw_socket(head, context) as raw:
-        raw.send(bytes(2 * MAX_MESSAGE_BYTES + 1))
-        assert not raw.poll(300)
+        raw.send(bytes(CUT_OFF_BYTES // 2))
+        while not raw.poll(0):
+            begun = time.monotonic()
+            assert client.status().phase is Phase.WORK
+            answered.append(time.monotonic() - begun)
+        assert msgspec.msgpack.decode(raw.recv())["kind"] == "refused"
+    assert len(answered) > 3
+    assert max(answered) < 5
+    assert client.status().refused == Refusals(messages=1)
+    assert "134217733 bytes are more than 16777216" in caplog.text, "with its peer's name"
+
+
+def test_a_message_that_nobody_has_memory_for_ends_its_connection_and_no_other(head: Head, client: Client):
+    with (
+        zmq.Context() as context,
+        raw_socket(head, context) as raw,
+        raw.get_monitor_socket(zmq.EVENT_DISCONNECTED) as cut,
+    ):
+        raw.send(bytes(CUT_OFF_BYTES + 1))
+        assert cut.poll(30_000)
+        assert not raw.poll(0)
     assert client.status().phase is Phase.WORK
+
+
+@pytest.mark.parametrize(
+    "frames", [[b""], [encode(Status())], [b"x", encode(Status())], [b"", b"", encode(Status())]],
+    ids=["empty", "no delimiter", "no empty delimiter", "too many"],
+)  # fmt: skip
+def test_a_message_of_other_parts_is_refused_and_counted(head: Head, client: Client, frames: list[bytes]):
+    with zmq.Context() as context, raw_socket(head, context, zmq.DEALER) as raw:
+        raw.send_multipart(frames)
+        assert raw.poll(10_000)
+        assert msgspec.msgpack.decode(raw.recv_multipart()[-1])["kind"] == "refused"
+    assert client.status().refused == Refusals(messages=1)
+
+
+def test_a_message_whose_parts_together_are_too_long_is_refused_and_counted(head: Head, client: Client):
+    with zmq.Context() as context, raw_socket(head, context, zmq.DEALER) as raw:
+        raw.send_multipart([bytes(MAX_MESSAGE_BYTES), b"", encode(Status())])
+        assert raw.poll(10_000)
+        assert [len(frame) for frame in raw.recv_multipart()][:-1] == [0], "its parts are not sent back"
+    assert client.status().refused == Refusals(messages=1)
 
 
 NUMBERS = st.one_of(st.integers(-3, 9), st.sampled_from([-(2**63), 2**63, 2**64 - 1]))
