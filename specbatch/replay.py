@@ -16,12 +16,15 @@ from typing import Any
 import msgspec
 
 from specbatch.config import Config, dump_config, load_config
-from specbatch.config.change import changes
+from specbatch.config.change import changes, refuse_fixed
 from specbatch.errors import RunError, UserError
 from specbatch.rundir import RunDir, read_json, write_json, write_whole
 from specbatch.snapshot.folder import whole_snapshots
 from specbatch.snapshot.recording import RecordedStep, recorded_steps
+from specbatch.target import read_target
 from specbatch.training import EXIT_FINAL, EXIT_USER
+from specbatch.training.budget import check_memory, check_ranks
+from specbatch.training.metrics_file import last_step as newest_step
 from specbatch.training.replay_rank import Order, log_path
 
 CAPTURED_WITH = ("target", "data", "draft.aux_layers", "training.packs_per_step", "training.tokens_per_pack")
@@ -51,43 +54,48 @@ def replay(
     with tempfile.TemporaryDirectory(prefix="specbatch-replay-") as folder:
         verdicts = Path(folder) / "verdicts.jsonl"
         order = Order(str(run_dir.root), folder, first, count, verdicts=str(verdicts))
-        _start(order, Path(folder), ranks or _ranks(run_dir, first))
+        train(order, Path(folder), ranks or _ranks(run_dir, first))
         return [json.loads(line) for line in verdicts.read_text(encoding="utf-8").splitlines()]
 
 
-def train_anew(run_dir: RunDir, out: RunDir, overrides: Sequence[str]) -> Path:
-    """Train a new draft on the recorded steps of a run, in their order, ``training.epochs`` times (once, if not given).
+class Source(msgspec.Struct, frozen=True):
+    """Which recorded steps a new draft is trained on: ``recording.json`` of its run directory."""
+
+    run: str
+    """The run that was recorded."""
+    first: int
+    count: int
+
+
+def begin_anew(run_dir: RunDir, out: RunDir, overrides: Sequence[str]) -> tuple[Config, Source]:
+    """Write the run directory of a new draft that is trained on the recorded steps of a run, in their order,
+    ``training.epochs`` times (once, if not given). Where such a training was broken off, it goes on.
 
     Args:
-        out: its run directory; a training that was broken off there goes on.
+        out: the new draft's.
         overrides: settings other than the run's.
 
-    Returns:
-        the exported draft.
-
     Raises:
-        UserError: nothing is recorded, or a setting can't be another one than when it was.
-        RunError: training failed; with the log's last words.
+        UserError: nothing is recorded, or a setting can't work, or can't be another one than when it was.
     """
-    from specbatch.export import export
+    given = ["--training.epochs=1", "--training.max_steps=null", *overrides]
+    return _begin(run_dir, out, load_config(run_dir.config, given))
 
-    steps = recorded_steps(run_dir.recordings)
-    if not steps:
-        raise UserError(f"{run_dir.root}: has no recorded steps; record some with snapshot.record")
-    count = _following(steps, steps[0])
-    config = _settings(run_dir, out, overrides)
-    source = {"run": str(run_dir.root), "first": steps[0], "count": count}
-    known = out.root / "recording.json"
-    if out.config.exists() and read_json(known) != source:
-        raise UserError(f"run.dir: {out.root} is another run; give another run.dir")
-    out.root.mkdir(parents=True, exist_ok=True)
-    write_json(known, source)
-    write_json(out.corpus, read_json(run_dir.corpus))
-    write_whole(out.config, dump_config(config).encode())
-    logs = out.root / "logs"
-    logs.mkdir(exist_ok=True)
-    _start(Order(str(run_dir.root), str(logs), steps[0], count, out=str(out.root)), logs, config.training.ranks)
-    return export(out)
+
+def go_on_anew(out: RunDir, overrides: Sequence[str]) -> tuple[Config, Source]:
+    """Make ready to go on with a training that `begin_anew` began. Raises as that.
+
+    Args:
+        overrides: settings that are different from now on.
+    """
+    source = msgspec.json.decode(out.recording.read_bytes(), type=Source)
+    return _begin(RunDir(Path(source.run)), out, load_config(out.config, overrides))
+
+
+def last_step(config: Config, source: Source) -> int:
+    """Optimizer steps of a new draft's training."""
+    most = source.count * config.training.epochs
+    return min(most, config.training.max_steps or most)
 
 
 def _which(run_dir: RunDir, start: int | None, count: int | None) -> tuple[int, int]:
@@ -121,11 +129,45 @@ def _ranks(run_dir: RunDir, step: int) -> int:
     return ranks
 
 
-def _settings(run_dir: RunDir, out: RunDir, overrides: Sequence[str]) -> Config:
-    recorded = load_config(run_dir.config)
-    given = ["--training.epochs=1", "--training.max_steps=null", *overrides]
-    config = load_config(run_dir.config, given)
+def _begin(run_dir: RunDir, out: RunDir, config: Config) -> tuple[Config, Source]:
+    if not run_dir.config.exists():
+        raise UserError(f"{run_dir.root}: the run that was recorded is not there any more")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(out.root)))
+    source = _source(run_dir, out)
+    _refuse(load_config(run_dir.config), config)
+    if out.config.exists():
+        refuse_fixed(changes(load_config(out.config), config), config.training.schedule, newest_step(out.metrics))
+    check_ranks(config)
+    check_memory(config, read_target(config.target.path))
+    out.root.mkdir(parents=True, exist_ok=True)
+    write_json(out.recording, msgspec.to_builtins(source))
+    write_json(out.corpus, read_json(run_dir.corpus))
+    write_whole(out.config, dump_config(config).encode())
+    return config, source
+
+
+def _source(run_dir: RunDir, out: RunDir) -> Source:
+    """The recorded steps that the training was begun with; all that follow each other, for a new one."""
+    steps = recorded_steps(run_dir.recordings)
+    if not out.config.exists():
+        if not steps:
+            raise UserError(f"{run_dir.root}: has no recorded steps; record some with snapshot.record")
+        return Source(str(run_dir.root), steps[0], _following(steps, steps[0]))
+    known = read_json(out.recording)
+    if known is None or known["run"] != str(run_dir.root):
+        raise UserError(f"run.dir: {out.root} is another run; give another run.dir")
+    source = msgspec.convert(known, Source)
+    gone = [step for step in range(source.first, source.first + source.count) if step not in steps]
+    if gone:
+        raise UserError(
+            f"{run_dir.root}: the recorded steps {gone}, on which the draft in {out.root} is trained, are not there "
+            "any more (a run keeps its last ones only); give another run.dir"
+        )
+    return source
+
+
+def _refuse(recorded: Config, config: Config) -> None:
+    """Refuse settings that what was recorded depends on."""
     wrong = [
         change
         for change in changes(recorded, config)
@@ -134,11 +176,18 @@ def _settings(run_dir: RunDir, out: RunDir, overrides: Sequence[str]) -> Config:
     if wrong:
         named = "; ".join(f"{change.field} was {change.was} and would be {change.now}" for change in wrong)
         raise UserError(f"{wrong[0].field}: what is recorded depends on it: {named}; leave it out")
-    return config
 
 
-def _start(order: Order, folder: Path, ranks: int) -> None:
-    """Run all ranks to their end."""
+def train(order: Order, folder: Path, ranks: int) -> None:
+    """Run all ranks to their end.
+
+    Args:
+        folder: for the order.
+
+    Raises:
+        UserError: what a rank says the user can mend.
+        RunError: training failed; with the log's last words.
+    """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -147,6 +196,8 @@ def _start(order: Order, folder: Path, ranks: int) -> None:
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id="replay", rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", max_restarts=0, monitor_interval=0.2, local_addr="127.0.0.1",
+        # All others are Python's. Torch's launcher has to have one of its own.
+        signals_to_handle="SIGQUIT",
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", "specbatch.training.replay_rank", str(path))

@@ -98,6 +98,11 @@ class RunDir:
         return self.root / "recordings"
 
     @property
+    def recording(self) -> Path:
+        """There where a draft is trained on the recorded steps of another run: which ones."""
+        return self.root / "recording.json"
+
+    @property
     def export(self) -> Path:
         return self.root / "export"
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specbatch.config import Config, dump_config
 from specbatch.config.change import STEPS
@@ -22,6 +20,7 @@ from specbatch.errors import RunError, UserError
 from specbatch.evaluations import evaluations
 from specbatch.launch.change import change_settings
 from specbatch.launch.history import begin_attempt
+from specbatch.launch.interrupts import Interrupts
 from specbatch.launch.marks import read_mark
 from specbatch.launch.prepare import prepare
 from specbatch.launch.progress import Display, MetricsTail
@@ -88,7 +87,7 @@ def _run(run_dir: RunDir, config: Config) -> int:
             display.say,
         )
         patience = Patience(last_step(run_dir.metrics), config.run.max_restarts)
-        with _Interrupts() as interrupts:
+        with Interrupts() as interrupts:
             while True:
                 attempt = max(run_dir.attempts(), default=0) + 1
                 run_dir.attempt(attempt).mkdir(parents=True, mode=0o700)
@@ -102,7 +101,7 @@ def _run(run_dir: RunDir, config: Config) -> int:
     return code
 
 
-def _unwanted(run_dir: RunDir, interrupts: _Interrupts) -> bool:
+def _unwanted(run_dir: RunDir, interrupts: Interrupts) -> bool:
     """Whether somebody wants the run to end."""
     return interrupts.asked > 0 or run_dir.cancelled.exists()
 
@@ -118,9 +117,7 @@ def _curable(run_dir: RunDir, attempt: int) -> str:
 class _Foreground:
     """One attempt, from its first process to its last."""
 
-    def __init__(
-        self, run_dir: RunDir, config: Config, attempt: int, display: Display, interrupts: _Interrupts
-    ) -> None:
+    def __init__(self, run_dir: RunDir, config: Config, attempt: int, display: Display, interrupts: Interrupts) -> None:
         self.run_dir, self.config, self.attempt, self.display = run_dir, config, attempt, display
         self._interrupts = interrupts
         self._metrics = MetricsTail(run_dir.metrics)
@@ -198,27 +195,6 @@ class _Foreground:
             client.drain("Ctrl-C")
             return True
         return False
-
-
-class _Interrupts:
-    """Counts how often the user, or whoever else, asked to stop; a context manager."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked += 1
-        if self.asked == 1:
-            os.write(2, b"\nspecbatch: stopping after this step, with a snapshot; Ctrl-C again ends at once\n")
 
 
 def _report(run_dir: RunDir, code: int, seconds: dict[str, float]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def repeat(order: Order) -> None:
 
 
 def train_anew(order: Order) -> None:
-    """Train a draft in a run directory of its own on the recorded steps of another run; goes on where that stands.
+    """Train a draft in a run directory of its own on the recorded steps of another run; goes on where that stands, and
+    stops with a snapshot when it is asked to.
 
     Raises:
         UserError: the directory has snapshots of another training.
@@ -63,11 +66,13 @@ def train_anew(order: Order) -> None:
     corpus = open_corpus(recorded)
     planned = make_plan(load_config(recorded.config), corpus)
     plan = RepeatedPlan(planned, first=order.first, count=order.count, epochs=config.training.epochs)
-    last_step = min(plan.steps, config.training.max_steps or plan.steps)
-    job = _Job(config, run_dir, corpus, plan, last_step=last_step, plan_facts=plan.fingerprint)
+    job = _Job(config, run_dir, corpus, plan, last_step=order.last_step, plan_facts=plan.fingerprint)
     source = job.source(recorded.recordings, plan)
     new = not snapshots(run_dir.snapshots)
-    job.train(job.settings(first=new), source, until=last_step, metrics=run_dir.metrics, observer=None, calibrate=new)
+    job.train(
+        job.settings(first=new), source, until=order.last_step, metrics=run_dir.metrics, observer=None, calibrate=new,
+        asked=Path(order.stop).exists, superseded=partial(run_dir.superseded, order.attempt),
+    )  # fmt: skip
 
 
 class _Job:
@@ -123,12 +128,18 @@ class _Job:
         metrics: Path | None,
         observer: Observer | None,
         calibrate: bool,
+        asked: Callable[[], bool] | None = None,
+        superseded: Callable[[], bool] | None = None,
     ) -> None:
-        """Train, with the snapshots that the settings ask for."""
+        """Train, with the snapshots that the settings ask for.
+
+        Args:
+            asked: whether somebody asked to stop.
+        """
         interval = self.config.snapshot.interval
         trainer: DraftTrainer = settings.build(
             surroundings=Surroundings(
-                client=Alone(until),
+                client=Alone(until, asked, cpu.local_device()),
                 prefetcher=source,
                 steps=self.steps,
                 segment="",
@@ -143,6 +154,7 @@ class _Job:
                 skip_not_finite=self.config.training.not_finite == "skip",
                 pace=None if interval.steps else Pace(interval.seconds),
                 observer=observer,
+                superseded=superseded,
             )
         )
         trainer.train()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from specbatch.capture import CaptureContract
@@ -63,17 +65,31 @@ class RepeatedPlan:
 
 
 class Alone:
-    """Lets every step begin up to a last one (`specbatch.training.sources.Conductor`)."""
+    """Lets every step begin up to a last one, or until somebody asks to stop (`specbatch.training.sources.Conductor`).
 
-    def __init__(self, last_step: int) -> None:
-        self._last_step = last_step
+    Args:
+        asked: whether somebody did; only that of rank 0 is called, so that all ranks stop after the same step. None:
+            nobody can.
+        device: the rank's.
+    """
+
+    def __init__(self, last_step: int, asked: Callable[[], bool] | None, device: torch.device) -> None:
+        self._last_step, self._asked, self._device = last_step, asked, device
 
     def join(self, rank: int, world: int, segment: str, segment_bytes: int, step: int, generation: int = 0) -> None:
         """Nobody waits for anybody."""
 
     def begin(self, rank: int, step: int) -> Go:
-        go = step <= self._last_step
-        return Go(go, Phase.WORK if go else Phase.STOP, "" if go else "all wanted steps are trained")
+        if step > self._last_step:
+            return Go(False, Phase.STOP, "all wanted steps are trained")
+        return Go(False, Phase.STOP, "asked to stop") if self._is_asked(rank) else Go(True, Phase.WORK)
+
+    def _is_asked(self, rank: int) -> bool:
+        if self._asked is None:
+            return False
+        asked = torch.tensor(rank == 0 and self._asked(), dtype=torch.int32, device=self._device)
+        dist.broadcast(asked, 0)
+        return bool(asked)
 
 
 class Recordings:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specbatch.errors import UserError
-from specbatch.verbs.options import log_to_stderr, run_dir_of, run_verb_known
+from specbatch.verbs.options import run_dir_of, run_verb_known
 
 
 def replay(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def replay(arguments: list[str]) -> int:
         parser.add_argument("--ranks", type=int, metavar="N", help="Trainer processes; as many as recorded.")
         parser.add_argument(
             "--source", choices=["recording"],
-            help="Train a new draft on all recorded steps, into --run.dir, with any --SECTION.FIELD VALUE.",
+            help="Train a new draft on all recorded steps, or go on: into --run.dir, with any --SECTION.FIELD VALUE.",
         )  # fmt: skip
         parser.add_argument("--json", action="store_true", help="Print what came out of each step as JSON.")
 
@@ -44,15 +44,13 @@ def replay(arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from specbatch.config.load import config_options
     from specbatch.config.options import command_line
-    from specbatch.replay import train_anew
+    from specbatch.launch.offline import train_anew
     from specbatch.rundir import RunDir
 
     out = dict(command_line(rest, config_options())).get("run.dir")
     if not out:
         raise UserError("--run.dir: is missing: name a directory for the new draft")
-    log_to_stderr()
-    print(train_anew(run_dir_of(options.run), RunDir(Path(out).absolute()), rest))
-    return 0
+    return train_anew(run_dir_of(options.run), RunDir(Path(out).absolute()), rest)
 
 
 def _line(verdict: dict[str, Any]) -> str:

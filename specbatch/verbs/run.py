@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from specbatch.errors import UserError
 from specbatch.verbs.options import config_verb, in_file, read_config, run_dir_of, run_verb_known
+
+if TYPE_CHECKING:
+    from specbatch.rundir import RunDir
 
 
 def run(arguments: list[str]) -> int:
@@ -34,6 +39,8 @@ def resume(arguments: list[str]) -> int:
     from specbatch.launch.slurm import submit as submitting
 
     run_dir = run_dir_of(options.run)
+    if run_dir.recording.exists():
+        return _resume_offline(run_dir, options.on, rest)
     if options.on == "here" or not (options.on or submitting.was_submitted(run_dir)):
         return local.resume(options.run, rest)
     from specbatch.config import load_config
@@ -46,3 +53,11 @@ def resume(arguments: list[str]) -> int:
     else:
         print_next(job, load_config(run_dir.config))
     return 0
+
+
+def _resume_offline(run_dir: RunDir, where: str | None, overrides: list[str]) -> int:
+    from specbatch.launch import offline
+
+    if where == "slurm":
+        raise UserError(f"--on: {run_dir.root} is trained on recorded steps, which is done here, in a job of one's own")
+    return offline.resume(run_dir, overrides)

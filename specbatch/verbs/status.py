@@ -146,7 +146,11 @@ def _detail_lines(path: Path, files: Files, answer: Answer) -> list[str]:
         where = f" on {part.nodes}" if part.nodes else ""
         why = f" ({part.why})" if part.why else ""
         lines.append(f"  job       {part.job} {part.name}: {part.state}{why}{where}, partition {part.partition}")
-    if files.current is not None and run.state in ("running", "stopping"):
+    source = (files.status or {}).get("recording")
+    if source is not None:
+        last = source["first"] + source["count"] - 1
+        lines.append(f"  trains on the recorded steps {source['first']} to {last} of {_shown(Path(source['run']))}")
+    elif files.current is not None and run.state in ("running", "stopping"):
         lines += _head_lines(files.current)
     lines += [
         f"  void      pack {void['pack']} was not trained: {void['why']}"

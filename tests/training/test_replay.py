@@ -10,7 +10,7 @@ import torch
 
 from specbatch.cli import main
 from specbatch.errors import RunError, UserError
-from specbatch.replay import replay, train_anew
+from specbatch.replay import begin_anew, replay
 from specbatch.rundir import RunDir
 from specbatch.snapshot.inspect import inspect
 from specbatch.snapshot.recording import RecordedStep, recorded_steps
@@ -80,7 +80,7 @@ def test_what_is_not_there_is_the_users_mistake(run: RunDir, tmp_path: Path) -> 
         with pytest.raises(UserError, match=why):
             replay(run, start, count)
     with pytest.raises(UserError, match=r"draft\.aux_layers: what is recorded depends on it"):
-        train_anew(run, RunDir(tmp_path / "x"), ["--draft.aux_layers", "[0, 1, 2]"])
+        begin_anew(run, RunDir(tmp_path / "x"), ["--draft.aux_layers", "[0, 1, 2]"])
 
 
 def test_a_damaged_recording_is_refused_by_name(run: RunDir) -> None:

@@ -1,0 +1,157 @@
+"""Drafts that are trained on recorded steps by the command: one that is stopped, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from specbatch.config import dump_config
+from specbatch.corpus import attach, make_plan, open_corpus, prepare
+from specbatch.errors import UserError
+from specbatch.replay import begin_anew, go_on_anew
+from specbatch.rundir import RunDir, write_json
+from specbatch.snapshot.folder import snapshot_path, whole_snapshots
+from specbatch.snapshot.reading import read_tensors
+from specbatch.snapshot.recording import RecordedPack, write_rank
+from specbatch.target import capture_contract, read_target
+from specbatch.training.buffers import empty_pack
+from specbatch.training.metrics_file import last_step
+from tests.training.stage import make_config, target_rows, without_times
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+FIRST, COUNT, EPOCHS = 3, 6, 12
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path) -> RunDir:
+    """A run directory with recorded steps of two ranks: what a run would have left, but for what the steps gave."""
+    config = make_config(tiny_target, tmp_path_factory.mktemp("recorded"))
+    run_dir = RunDir(Path(config.run.dir))
+    run_dir.root.mkdir(parents=True)
+    run_dir.config.write_text(dump_config(config), encoding="utf-8")
+    attach(run_dir, prepare(config))
+    corpus = open_corpus(run_dir)
+    plan, contract = make_plan(config, corpus), capture_contract(config, read_target(config.target.path))
+    for step in range(FIRST, FIRST + COUNT):
+        for rank, packs in enumerate(plan.assign(step, 2)):
+            kept = []
+            for pack in packs:
+                samples = [corpus.sample(index) for index in pack.samples]
+                rows = [target_rows(corpus, contract, index) for index in pack.samples]
+                empty = empty_pack(contract, torch.device("cpu"))
+                tensors = {
+                    "input_ids": torch.cat([empty.input_ids, *(torch.from_numpy(s.input_ids).long() for s in samples)]),
+                    "loss_mask": torch.cat([empty.loss_mask, *(torch.from_numpy(s.loss_mask) for s in samples)]),
+                    "aux": torch.cat([empty.aux, *(row["aux"] for row in rows)]),
+                    "last": torch.cat([empty.last, *(row["last"] for row in rows)]),
+                }
+                lengths = tuple(sample.input_ids.size for sample in samples)
+                kept.append(RecordedPack(pack.id, pack.samples, lengths, "", tensors, torch.zeros(2, 3)))
+            write_rank(run_dir.recordings, step, kept, {"step": step}, rank=rank, ranks=2, together=1)
+    return run_dir
+
+
+class Training:
+    """One draft that is trained on recorded steps."""
+
+    def __init__(self, recorded: RunDir, out: Path) -> None:
+        self.run_dir = RunDir(out)
+        self.words = ["replay", str(recorded.root), "--source", "recording", "--run.dir", str(out)]
+        self.words += ["--training.epochs", str(EPOCHS), "--snapshot.interval", "7"]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "specbatch", *(words or self.words)]
+        # A session of its own: what a terminal's Ctrl-C does is done by hand.
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run_dir.metrics.read_text().splitlines()]
+
+    def reach(self, step: int, command: subprocess.Popen[str]) -> None:
+        until = time.monotonic() + 120
+        while last_step(self.run_dir.metrics) < step:
+            assert command.poll() is None, command.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    def status(self) -> dict[str, Any]:
+        words = [sys.executable, "-m", "specbatch", "status", str(self.run_dir.root), "--json"]
+        return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_new_draft_comes_out_the_same_whatever_its_training_went_through(recorded: RunDir, tmp_path: Path) -> None:
+    undisturbed, disturbed = Training(recorded, tmp_path / "undisturbed"), Training(recorded, tmp_path / "dis turbed")
+    command = undisturbed.start()
+    out, err = command.communicate(timeout=200)
+    assert command.returncode == 0, err
+    assert out.strip() == str(undisturbed.run_dir.export)
+    assert [line["step"] for line in undisturbed.metrics()] == list(range(1, COUNT * EPOCHS + 1))
+
+    command = disturbed.start()
+    disturbed.reach(9, command)
+    told = disturbed.status()
+    assert (told["state"], told["steps"], told["attempt"]) == ("running", COUNT * EPOCHS, 1)
+    assert 0 < told["step"] < COUNT * EPOCHS
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 75, err
+    told = disturbed.status()
+    assert (told["state"], told["step"]) == ("stopped", len(disturbed.metrics()))
+    assert f"stopped at step {told['step']}; go on with the same command, or: specbatch resume" in out
+    assert whole_snapshots(disturbed.run_dir.snapshots)[-1] == told["step"]
+
+    command = disturbed.start()
+    disturbed.reach(told["step"] + 10, command)
+    others = psutil.Process(command.pid).children(recursive=True)
+    command.kill()
+    command.wait()
+    assert not psutil.wait_procs(others, timeout=30)[1], "ranks end with the command"
+    told = disturbed.status()
+    assert told["state"] == "gone"
+    assert whole_snapshots(disturbed.run_dir.snapshots)[-1] < last_step(disturbed.run_dir.metrics)
+
+    command = disturbed.start("resume", str(disturbed.run_dir.root))
+    out, err = command.communicate(timeout=200)
+    assert command.returncode == 0, err
+    told = disturbed.status()
+    assert (told["state"], told["step"], told["attempt"]) == ("completed", COUNT * EPOCHS, 3)
+    assert without_times(disturbed.metrics()) == without_times(undisturbed.metrics())
+    assert _end(disturbed) == _end(undisturbed)
+
+
+def _end(training: Training) -> tuple[dict[str, bytes], bytes]:
+    """The last snapshot's tensors and the draft, to the last bit."""
+    tensors = read_tensors(snapshot_path(training.run_dir.snapshots, COUNT * EPOCHS))
+    values = {name: tensor.flatten().view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
+    return values, (training.run_dir.export / "model.safetensors").read_bytes()
+
+
+def test_a_training_that_was_begun_goes_on_as_it_was_or_not_at_all(recorded: RunDir, tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "out")
+    begin_anew(recorded, out, ["--training.epochs", "2"])
+    with pytest.raises(UserError, match=r"training\.learning_rate: can't change where a run goes on"):
+        begin_anew(recorded, out, ["--training.epochs", "2", "--training.learning_rate", "1"])
+    with pytest.raises(UserError, match=r"training\.epochs: can't change where a run goes on"):
+        go_on_anew(out, ["--training.epochs", "3"])
+    with pytest.raises(UserError, match=r"training\.packs_per_step: 4 can't be shared evenly by training\.ranks: 3"):
+        go_on_anew(out, ["--training.ranks", "3"])
+    config, source = go_on_anew(out, ["--training.ranks", "1"])
+    assert (config.training.epochs, config.training.ranks) == (2, 1)
+    assert (source.first, source.count) == (FIRST, COUNT)
+    with pytest.raises(UserError, match=r"run\.dir: .* is another run"):
+        begin_anew(out, recorded, [])
+    write_json(out.recording, {"run": str(recorded.root), "first": 1, "count": 8})
+    with pytest.raises(UserError, match=r"the recorded steps \[1, 2\], .* are not there any more"):
+        go_on_anew(out, [])
