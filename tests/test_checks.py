@@ -19,6 +19,7 @@ from specbatch.corpus import corpus_of, make_plan, prepare
 from specbatch.errors import UserError
 from specbatch.inference.arguments import BREAKS_CAPTURE, sglang_argument_names
 from specbatch.target import capture_contract, read_target
+from specbatch.training.budget import RESERVE_BYTES, trainer_memory
 
 Load = Callable[..., Config]
 
@@ -367,3 +368,13 @@ def test_a_gpu_that_is_too_small_is_told_with_both_numbers_and_a_remedy(load) ->
     check(load("--training.gpu_memory=80GiB"))
     with pytest.raises(UserError, match=r"training\.gpu_memory: .* needs .* training\.recompute: all"):
         check(load("--training.gpu_memory=1GiB"))
+
+
+def test_a_gpu_has_room_for_all_that_is_trained(load) -> None:
+    """An embedding of its own included; a head that is not trained needs less."""
+    needed = sum(trainer_memory(load(), read_target(load().target.path)).values())
+    room = f"--training.gpu_memory={needed + RESERVE_BYTES}"
+    check(load(room))
+    with pytest.raises(UserError, match=r"training\.gpu_memory"):
+        check(load(room, "--draft.train_embedding=true"))
+    check(load(f"--training.gpu_memory={needed + RESERVE_BYTES - 1000}", "--draft.train_head=false"))

@@ -14,10 +14,10 @@ from typing import Any
 
 from specbatch.budget.pipeline import Layout, Times, times
 from specbatch.budget.rates import Known, Rates, rates
-from specbatch.budget.work import Work, draft_shape, work_of
+from specbatch.budget.work import Work, work_of
 from specbatch.config import Config
-from specbatch.target import TargetShape, capture_contract, read_target
-from specbatch.training import memory
+from specbatch.target import capture_contract, read_target
+from specbatch.training.budget import trainer_memory
 
 __all__ = ["Budget", "Known", "budget"]
 
@@ -70,19 +70,4 @@ def budget(config: Config, known: Known) -> Budget:
         room_bytes=store_room(config)[0],
         evaluations=-(-work.steps // every) if every else 0,
     )
-    return Budget(work, found, layout, times(work, found, layout), _rank_bytes(config, target), warnings)
-
-
-def _rank_bytes(config: Config, target: TargetShape) -> dict[str, int]:
-    training = config.training
-    pack = memory.Work(
-        tokens=training.tokens_per_pack,
-        ttt_steps=config.draft.ttt_steps,
-        columns_at_once=training.columns_at_once or memory.default_columns_at_once(gpu=True),
-        recompute=training.recompute,
-        value_bytes=2 if training.dtype == "bfloat16" else 4,
-        gpu=True,
-        ranks_per_pack=training.context_parallel,
-    )
-    stored = 4 if target.dtype == "float32" else 2
-    return memory.rank_bytes(draft_shape(config, target), pack, ranks=training.ranks, stored_bytes=stored)
+    return Budget(work, found, layout, times(work, found, layout), trainer_memory(config, target), warnings)

@@ -50,17 +50,16 @@ def engine_flops(target: TargetShape, weights: int, captured_S: np.ndarray) -> n
     return 2 * weights * tokens + 2 * target.layers * target.heads * target.head_dim * tokens**2
 
 
-def draft_flops(shape: Shape, costs: SampleCosts, *, backward: bool = True, train_head: bool = True) -> np.ndarray:
+def draft_flops(shape: Shape, costs: SampleCosts, *, backward: bool = True) -> np.ndarray:
     """float ``[S]``: of EAGLE-3's unrolled steps on live columns, with loss and gradients.
 
     The projection of the target's states needs no gradient of its input, the target's head none at all.
 
     Args:
         backward: False for an evaluation.
-        train_head: whether the head's own gradient is needed.
     """
     hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    both, head, first = (3.0, 3.0 if train_head else 2.0, 2.0) if backward else (1.0, 1.0, 1.0)
+    both, head, first = (3.0, 3.0 if shape.train_head else 2.0, 2.0) if backward else (1.0, 1.0, 1.0)
     scores = 1 + 2.5 if backward else 1.0
     flops = costs.columns_S * 2.0 * (first * shape.first + both * 2 * hidden * 2 * key)
     flops += costs.targets_S * 2.0 * shape.head

@@ -14,8 +14,8 @@ from specbatch.capture import BYTES_PER_VALUE
 from specbatch.config import Config
 from specbatch.corpus import make_plan, planned_steps
 from specbatch.plan import Pack, Plan
-from specbatch.target import TargetShape, aux_layers, capture_contract, read_target
-from specbatch.training.memory import Shape
+from specbatch.target import capture_contract, read_target
+from specbatch.training.budget import draft_shape
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
@@ -79,7 +79,7 @@ def work_of(config: Config, corpus: Corpus) -> Work:
     shape = draft_shape(config, target)
     bytes_S = BYTES_PER_VALUE * (contract.widths["aux"] * costs.columns_S + contract.widths["last"] * costs.targets_S)
     engine_S = engine_flops(target, active_weights(target), costs.captured_S)
-    trainer_S = draft_flops(shape, costs, train_head=config.draft.train_head)
+    trainer_S = draft_flops(shape, costs)
     evaluation_S = draft_flops(shape, costs, backward=False)
     of_steps = [_samples(plan.packs(step)) for step in range(1, steps + 1)]
     times_S = np.bincount(np.concatenate(of_steps), minlength=costs.tokens_S.size)
@@ -105,21 +105,6 @@ def work_of(config: Config, corpus: Corpus) -> Work:
         evaluation_flops=float(evaluation_S[heldout].sum()),
         _engine_S=engine_S,
         _trainer_S=trainer_S,
-    )
-
-
-def draft_shape(config: Config, target: TargetShape) -> Shape:
-    """Of the draft that the configuration asks for."""
-    return Shape(
-        hidden=target.hidden,
-        intermediate=config.draft.intermediate_size or target.intermediate,
-        heads=target.heads,
-        kv_heads=target.kv_heads,
-        head_dim=target.head_dim,
-        vocab=target.vocab,
-        draft_vocab=min(config.draft.vocab_size or target.vocab, target.vocab),
-        aux_layers=len(aux_layers(config, target)),
-        own_embedding=config.draft.train_embedding,
     )
 
 

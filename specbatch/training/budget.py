@@ -60,16 +60,7 @@ def trainer_memory(config: Config, shape: TargetShape) -> dict[str, int]:
     """Bytes that a trainer rank needs on its GPU, by kind, for a full pack of nothing but loss tokens."""
     training, draft = config.training, config.draft
     return rank_bytes(
-        Shape(
-            hidden=shape.hidden,
-            intermediate=draft.intermediate_size or shape.intermediate,
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            vocab=shape.vocab,
-            draft_vocab=min(draft.vocab_size or shape.vocab, shape.vocab),
-            aux_layers=len(aux_layers(config, shape)),
-        ),
+        draft_shape(config, shape),
         Work(
             tokens=training.tokens_per_pack,
             ttt_steps=draft.ttt_steps,
@@ -81,6 +72,23 @@ def trainer_memory(config: Config, shape: TargetShape) -> dict[str, int]:
         ),
         ranks=training.ranks,
         stored_bytes=4 if shape.dtype == "float32" else 2,
+    )
+
+
+def draft_shape(config: Config, target: TargetShape) -> Shape:
+    """Of the draft that the configuration asks for."""
+    draft = config.draft
+    return Shape(
+        hidden=target.hidden,
+        intermediate=draft.intermediate_size or target.intermediate,
+        heads=target.heads,
+        kv_heads=target.kv_heads,
+        head_dim=target.head_dim,
+        vocab=target.vocab,
+        draft_vocab=min(draft.vocab_size or target.vocab, target.vocab),
+        aux_layers=len(aux_layers(config, target)),
+        own_embedding=draft.train_embedding,
+        train_head=draft.train_head,
     )
 
 

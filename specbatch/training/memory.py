@@ -38,6 +38,7 @@ class Shape:
     aux_layers: int = 3
     own_embedding: bool = False
     """Whether the draft trains an embedding, instead of reading the target's."""
+    train_head: bool = True
 
     @property
     def first(self) -> int:
@@ -63,6 +64,11 @@ class Shape:
     @property
     def parameters(self) -> int:
         return self.first + self.layer + self.head + (self.embedding if self.own_embedding else 0)
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have gradients and optimizer states."""
+        return self.parameters - (0 if self.train_head else self.head)
 
 
 @dataclass(frozen=True)
@@ -128,11 +134,12 @@ def step_bytes(shape: Shape, work: Work) -> dict[str, int]:
     logits = positions * shape.draft_vocab * (3 * wide + work.ttt_steps * factor)
     if not work.gpu and value != wide:
         logits += shape.head * wide
+    head = shape.head if shape.train_head else 0
     scores = 0 if work.gpu else 4 * CPU_BLOCK_SCORES * wide
     return {
         "pack": packs,
         "first step": columns * first,
-        "sums": shared + (shape.layer + shape.head) * wide + shape.layer * value,
+        "sums": shared + (shape.layer + head) * wide + shape.layer * value,
         "piece": held + scores,
         "logits": logits,
     }
@@ -145,12 +152,12 @@ def rank_bytes(shape: Shape, work: Work, *, ranks: int, stored_bytes: int) -> di
         ranks: over which weights, gradients and optimizer states are sharded.
         stored_bytes: of a value of the target's checkpoint, whose embedding and head every rank holds whole.
     """
-    of_optimizer = 4 * WIDE * shape.parameters // ranks
+    of_optimizer = WIDE * (shape.parameters + 3 * shape.trained) // ranks
     gathered = shape.parameters * work.value_bytes
     target = (shape.head + (0 if shape.own_embedding else shape.embedding)) * stored_bytes
     step = step_bytes(shape, work)
     # Reducing gradients: in the dtype of the computation, and in float32 on their way.
-    reducing = shape.parameters * (work.value_bytes + WIDE) + step["pack"]
+    reducing = shape.trained * (work.value_bytes + WIDE) + step["pack"]
     excess = max(0, reducing - sum(step.values()))
     return {
         "weights, gradients and optimizer": of_optimizer,

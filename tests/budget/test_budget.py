@@ -56,7 +56,7 @@ def test_operations_of_a_draft_by_hand():
     assert draft_flops(shape, costs, backward=False).tolist() == [forward]
     backward = 2 * (2 * first + 3 * (key_value + layer + head) + target + 3.5 * score)
     assert draft_flops(shape, costs).tolist() == [backward]
-    assert draft_flops(shape, costs, train_head=False).tolist() == [backward - 2 * head]
+    assert draft_flops(replace(shape, train_head=False), costs).tolist() == [backward - 2 * head]
 
 
 def test_operations_of_an_engine_by_hand(tiny_target: Path):
@@ -160,6 +160,15 @@ def test_an_embedding_of_its_own_costs_sixteen_bytes_a_value_over_all_ranks(conf
     of_ranks, of_target = kept(budget(config, Known()).rank_bytes)
     config.draft = replace(config.draft, train_embedding=True)
     assert kept(budget(config, Known()).rank_bytes) == (of_ranks + 16 * 512 * 64, of_target - 2 * 512 * 64)
+
+
+def test_a_head_that_is_not_trained_costs_four_bytes_a_weight_instead_of_sixteen(config: Config):
+    name = "weights, gradients and optimizer"
+    before = budget(config, Known()).rank_bytes
+    config.draft = replace(config.draft, train_head=False)
+    after = budget(config, Known()).rank_bytes
+    assert after[name] == before[name] - 12 * 256 * 64
+    assert after["sums"] == before["sums"] - 4 * 256 * 64
 
 
 def test_a_run_that_tells_nothing_is_refused(config: Config, tmp_path: Path):
