@@ -40,7 +40,8 @@ def replay(
         start: step of the snapshot to begin with, 0 for the first weights; the first that recorded steps follow, if not
             given.
         count: how many steps; all that follow, if not given.
-        ranks: trainer processes; as many as recorded, if not given, which is what makes the same losses.
+        ranks: trainer processes; as many as recorded, if not given, which is what makes the same losses. As many train
+            a pack together as then, where their number allows that, else none.
 
     Returns:
         of each step: ``step``, ``same`` (to the last bit), ``loss``, ``recorded`` (loss), ``apart``, ``relative``,
@@ -51,10 +52,16 @@ def replay(
         RunError: training failed; with the log's last words.
     """
     first, count = _which(run_dir, start, count)
+    recorded, together = _ranks(run_dir, first)
+    ranks = ranks or recorded
+    together = 1 if ranks % together else together
+    config = load_config(run_dir.config)
+    config.training.ranks, config.training.context_parallel = ranks, together
+    check_ranks(config)
     with tempfile.TemporaryDirectory(prefix="specbatch-replay-") as folder:
         verdicts = Path(folder) / "verdicts.jsonl"
-        order = Order(str(run_dir.root), folder, first, count, verdicts=str(verdicts))
-        train(order, Path(folder), ranks or _ranks(run_dir, first))
+        order = Order(str(run_dir.root), folder, first, count, verdicts=str(verdicts), together=together)
+        train(order, Path(folder), ranks)
         return [json.loads(line) for line in verdicts.read_text(encoding="utf-8").splitlines()]
 
 
@@ -122,11 +129,12 @@ def _following(steps: list[int], first: int) -> int:
     return count
 
 
-def _ranks(run_dir: RunDir, step: int) -> int:
+def _ranks(run_dir: RunDir, step: int) -> tuple[int, int]:
+    """How many ranks trained a recorded step, and how many of them each pack together."""
     recorded = RecordedStep(run_dir.recordings, step)
-    ranks = recorded.about[0].ranks
+    ranks, together = recorded.about[0].ranks, recorded.together
     recorded.close()
-    return ranks
+    return ranks, together
 
 
 def _begin(run_dir: RunDir, out: RunDir, config: Config) -> tuple[Config, Source]:

@@ -146,22 +146,27 @@ class RecordedStep:
         return len(sizes) == 1 and set(self.about) == set(range(sizes.pop()))
 
     @property
+    def together(self) -> int:
+        """Ranks that trained each pack together."""
+        return self.about[0].together
+
+    @property
     def line(self) -> dict[str, Any]:
         """The step's metrics."""
         return self.about[0].line
 
-    def read(self, pack: PackId, rank: int | None = None) -> RecordedPack | None:
+    def read(self, pack: PackId, share: int = 0) -> RecordedPack | None:
         """A pack, checked; None if it was not recorded.
 
         Args:
-            rank: whose part of it, where ranks train packs together.
+            share: whose part of it, of the ranks that trained it together.
 
         Raises:
             DamagedSnapshot: naming file and dataset.
         """
         for owner, about in self.about.items():
             told = next((told for told in about.packs if told.id == pack), None)
-            if told is None or rank not in (None, owner):
+            if told is None or owner % about.together != share:
                 continue
             group = self._files[owner][_name(pack)]
             where = str(self.path / f"rank-{owner}.h5")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from specbatch.training import cpu  # isort: skip  # before any other module of torchtitan
 
@@ -94,7 +96,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         last_step=last_step,
         device=cpu.local_device(),
         share=share,
-        part=partial(algorithm.part_of, ttt_steps=config.draft.ttt_steps) if together > 1 else None,
+        part=part_of(config) if together > 1 else None,
     )
     heldout = None
     if plan.heldout:
@@ -177,6 +179,11 @@ def steps_of_rank(config: Config, plan: Dealt, corpus: Corpus, rank: int, ranks:
         ranks=ranks // together,
     )
     return steps, Share(rank % together, together)
+
+
+def part_of(config: Config) -> Callable[[Tensor, tuple[int, ...], Share], dict[str, Tensor]]:
+    """The rows of each tensor that a share of a pack has, from its loss mask and lengths."""
+    return partial(training(config.draft.algorithm).part_of, ttt_steps=config.draft.ttt_steps)
 
 
 def _pace(config: Config, run_dir: RunDir, attempt: int) -> Pace | None:

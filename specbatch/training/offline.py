@@ -20,7 +20,7 @@ from specbatch.rundir import RunDir
 from specbatch.snapshot.folder import snapshots
 from specbatch.snapshot.pace import Pace
 from specbatch.target import TargetShape, capture_contract, read_target
-from specbatch.training.assemble import snapshot_facts, steps_of_rank
+from specbatch.training.assemble import part_of, snapshot_facts, steps_of_rank
 from specbatch.training.drafts import files
 from specbatch.training.model import model_spec
 from specbatch.training.replay import Alone, Recordings, RepeatedPlan, Verdicts
@@ -42,10 +42,11 @@ def repeat(order: Order) -> None:
     """
     run_dir = RunDir(Path(order.run))
     config = load_config(run_dir.config)
+    config.training.ranks, config.training.context_parallel = int(os.environ["WORLD_SIZE"]), order.together
     corpus = open_corpus(run_dir)
     plan, start = make_plan(config, corpus), order.first - 1
     job = _Job(config, run_dir, corpus, plan, last_step=planned_steps(config, plan), plan_facts=plan.fingerprint)
-    source = job.source(run_dir.recordings, None)
+    source = job.source(run_dir, None)
     verdicts = Verdicts(source, Path(order.verdicts) if job.rank == 0 else None)
     settings = job.settings(first=start == 0)
     settings.checkpoint.load_only = True
@@ -67,7 +68,7 @@ def train_anew(order: Order) -> None:
     planned = make_plan(load_config(recorded.config), corpus)
     plan = RepeatedPlan(planned, first=order.first, count=order.count, epochs=config.training.epochs)
     job = _Job(config, run_dir, corpus, plan, last_step=order.last_step, plan_facts=plan.fingerprint)
-    source = job.source(recorded.recordings, plan)
+    source = job.source(recorded, plan)
     new = not snapshots(run_dir.snapshots)
     job.train(
         job.settings(first=new), source, until=order.last_step, metrics=run_dir.metrics, observer=None, calibrate=new,
@@ -97,10 +98,11 @@ class _Job:
         self.steps, self.share = steps_of_rank(config, plan, corpus, self.rank, ranks)
         self._published = False
 
-    def source(self, recordings: Path, plan: RepeatedPlan | None) -> Recordings:
+    def source(self, recorded: RunDir, plan: RepeatedPlan | None) -> Recordings:
         """The packs of this rank."""
         return Recordings(
-            recordings, self.steps, plan=plan, rank=self.rank, share=self.share,
+            recorded.recordings, self.steps, plan=plan, share=self.share,
+            had=part_of(load_config(recorded.config)), has=part_of(self.config),
             contract=capture_contract(self.config, self.target), device=cpu.local_device(),
         )  # fmt: skip
 

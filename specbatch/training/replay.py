@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,21 @@ class Alone:
         return bool(asked)
 
 
+PartOf = Callable[[Tensor, tuple[int, ...], Share], dict[str, Tensor]]
+"""The rows of each tensor that a share of a pack has, from its loss mask and lengths, ascending."""
+
+
 class Recordings:
-    """The packs of a rank out of recordings (`specbatch.training.sources.PackSource`).
+    """The packs of a rank out of recordings (`specbatch.training.sources.PackSource`). What ranks that trained a pack
+    together had of it is put together, and divided again among as many as train it now.
 
     Args:
         recordings: their folder.
         steps: which packs this rank trains.
         plan: translates steps; None: they are the recorded ones.
+        share: which part of its packs this rank trains.
+        had: what each share had when it was recorded.
+        has: what each share has now.
     """
 
     def __init__(
@@ -107,13 +115,15 @@ class Recordings:
         steps: Steps,
         *,
         plan: RepeatedPlan | None,
-        rank: int,
         share: Share,
+        had: PartOf,
+        has: PartOf,
         contract: CaptureContract,
         device: torch.device,
     ) -> None:
         self._recordings, self._steps, self._plan = recordings, steps, plan
-        self._rank, self._share, self._contract, self._device = rank, share, contract, device
+        self._share, self._had, self._has = share, had, has
+        self._contract, self._device = contract, device
         self._open: RecordedStep | None = None
         self._void: dict[str, str] = {}
         self._waited_s = 0.0
@@ -130,20 +140,30 @@ class Recordings:
         """
         begun = time.perf_counter()
         pack = self._steps.facts(step).packs[index]
-        found = self.recorded(step, pack.id)
+        together = self._step(step).together
+        parts = [self._recorded(step, pack.id, share) for share in range(together)]
         self._waited_s += time.perf_counter() - begun
+        found = parts[0]
         if found.void:
             self._void[f"{pack.epoch}.{pack.index}"] = found.void
         if not found.lengths:
             return empty_pack(self._contract, self._device)
-        moved = {name: tensor.to(self._device) for name, tensor in found.tensors.items() if name != "loss_mask"}
+        tensors = found.tensors
+        if (together, self._share.ranks) != (1, 1):
+            tensors = {**tensors, **divide(join(parts, self._had), found, self._has, self._share)}
+        moved = {name: tensor.to(self._device) for name, tensor in tensors.items() if name != "loss_mask"}
         return PackTensors(
-            moved["input_ids"], found.tensors["loss_mask"], found.lengths, moved["aux"], moved["last"], self._share
+            moved["input_ids"], tensors["loss_mask"], found.lengths, moved["aux"], moved["last"], self._share
         )
 
-    def recorded(self, step: int, pack: PackId) -> RecordedPack:
-        """A pack of a step as it was recorded. Raises as `take`."""
-        found = self._step(step).read(pack, self._rank if self._share.ranks > 1 else None)
+    def result(self, step: int, pack: PackId) -> Tensor | None:
+        """What this rank's part of a pack gave when it was recorded; None if packs had other parts then. Raises as
+        `take`."""
+        together = self._step(step).together
+        return self._recorded(step, pack, self._share.rank).result if together == self._share.ranks else None
+
+    def _recorded(self, step: int, pack: PackId, share: int) -> RecordedPack:
+        found = self._step(step).read(pack, share)
         if found is None:
             raise RunError(f"{self._recordings}: pack {pack[0]}.{pack[1]} of step {step} was not recorded")
         return found
@@ -179,6 +199,28 @@ class Recordings:
         return self._open
 
 
+def join(parts: Sequence[RecordedPack], had: PartOf) -> dict[str, Tensor]:
+    """``aux`` and ``last`` of a whole pack, out of the parts of the ranks that trained it together, in their order."""
+    first = parts[0]
+    rows = [had(first.tensors["loss_mask"], first.lengths, Share(rank, len(parts))) for rank in range(len(parts))]
+    joined = {}
+    for name in ("aux", "last"):
+        count = 1 + max(int(row[name].max()) if len(row[name]) else -1 for row in rows)
+        whole = first.tensors[name].new_empty(count, *first.tensors[name].shape[1:])
+        for part, row in zip(parts, rows, strict=True):
+            whole[row[name]] = part.tensors[name]
+        joined[name] = whole
+    return joined
+
+
+def divide(whole: Mapping[str, Tensor], pack: RecordedPack, has: PartOf, share: Share) -> dict[str, Tensor]:
+    """The rows of each tensor that a share has."""
+    if share.ranks == 1:
+        return dict(whole)
+    rows = has(pack.tensors["loss_mask"], pack.lengths, share)
+    return {name: tensor[rows[name]] for name, tensor in whole.items()}
+
+
 class Verdicts:
     """Says of each step whether it came out as it was recorded (`specbatch.training.sources.Observer`).
 
@@ -203,11 +245,11 @@ class Verdicts:
             return
         recorded = self._source.line(step)
         different = [name for name in COMPARED if line[name] != recorded[name]]
-        wrong = [
-            f"{pack.epoch}.{pack.index}"
-            for pack, result in packs
-            if not torch.equal(result, self._source.recorded(step, pack.id).result)
-        ]
+        wrong = []
+        for pack, result in packs:
+            then = self._source.result(step, pack.id)
+            if then is None or not torch.equal(result, then):
+                wrong.append(f"{pack.epoch}.{pack.index}")
         verdict = {
             "step": step,
             "same": not different,

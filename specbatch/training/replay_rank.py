@@ -38,6 +38,8 @@ class Order(msgspec.Struct, frozen=True):
     """Run directory of a new draft that is trained on them; empty: they are repeated from the snapshot before them."""
     verdicts: str = ""
     """File that says what came out of each repeated step."""
+    together: int = 1
+    """Ranks that train a repeated pack together."""
     last_step: int = 0
     """Of the new draft's training."""
     attempt: int = 0

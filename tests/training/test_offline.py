@@ -76,6 +76,12 @@ class Training:
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
+    def finish(self, *more: str) -> None:
+        command = self.start(*self.words, *more)
+        out, err = command.communicate(timeout=200)
+        assert command.returncode == 0, err
+        assert out.strip() == str(self.run_dir.export)
+
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.run_dir.metrics.read_text().splitlines()]
 
@@ -91,14 +97,18 @@ class Training:
         return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
-def test_a_new_draft_comes_out_the_same_whatever_its_training_went_through(recorded: RunDir, tmp_path: Path) -> None:
-    undisturbed, disturbed = Training(recorded, tmp_path / "undisturbed"), Training(recorded, tmp_path / "dis turbed")
-    command = undisturbed.start()
-    out, err = command.communicate(timeout=200)
-    assert command.returncode == 0, err
-    assert out.strip() == str(undisturbed.run_dir.export)
-    assert [line["step"] for line in undisturbed.metrics()] == list(range(1, COUNT * EPOCHS + 1))
+@pytest.fixture(scope="module")
+def undisturbed(recorded: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    made = Training(recorded, tmp_path_factory.mktemp("undisturbed") / "new")
+    made.finish()
+    assert [line["step"] for line in made.metrics()] == list(range(1, COUNT * EPOCHS + 1))
+    return made
 
+
+def test_a_new_draft_comes_out_the_same_whatever_its_training_went_through(
+    recorded: RunDir, undisturbed: Training, tmp_path: Path
+) -> None:
+    disturbed = Training(recorded, tmp_path / "dis turbed")
     command = disturbed.start()
     disturbed.reach(9, command)
     told = disturbed.status()
@@ -129,6 +139,15 @@ def test_a_new_draft_comes_out_the_same_whatever_its_training_went_through(recor
     assert (told["state"], told["step"], told["attempt"]) == ("completed", COUNT * EPOCHS, 3)
     assert without_times(disturbed.metrics()) == without_times(undisturbed.metrics())
     assert _end(disturbed) == _end(undisturbed)
+
+
+def test_ranks_that_train_every_pack_together_learn_the_same(
+    recorded: RunDir, undisturbed: Training, tmp_path: Path
+) -> None:
+    together = Training(recorded, tmp_path / "together")
+    together.finish("--training.context_parallel", "2")
+    for line, expected in zip(together.metrics(), undisturbed.metrics(), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
 def _end(training: Training) -> tuple[dict[str, bytes], bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specbatch.capture import CaptureContract
+from specbatch.snapshot.recording import RecordedPack
 from specbatch.training.drafts.pack import PackTensors, Share, lay_out, part_of, runs
+from specbatch.training.replay import divide, join
 from tests.training.test_eagle3 import HEAD_DIM, KV_HEADS, WEIGHTS, WHOLE, Sample, difference, make_draft, ours, pack_of
 
 STEPS = 3
@@ -67,6 +70,27 @@ def test_live_columns_and_what_they_see_are_shared_evenly(ranks):
     seen = torch.where(live, torch.arange(len(starts)) - starts + 1, 0)
     keys = [int(seen[columns].sum()) for columns in layout.divide(ranks)]
     assert max(keys) <= 1.2 * sum(keys) / ranks
+
+
+@given(MASKS, st.integers(1, 4), st.integers(1, 4), st.integers(1, STEPS))
+def test_parts_that_were_recorded_make_the_pack_again_and_are_divided_anew(masks, then, now, unrolled):
+    layout = layout_of(masks)
+    mask, lengths = torch.tensor([m for each in masks for m in each]), tuple(map(len, masks))
+    whole = {"aux": torch.arange(len(layout.position_R))[:, None], "last": torch.arange(layout.targets)[:, None]}
+    had, has = partial(part_of, ttt_steps=unrolled), partial(part_of, ttt_steps=STEPS)
+
+    def recorded(share: Share) -> RecordedPack:
+        rows = had(mask, lengths, share)
+        part = {"loss_mask": mask, **{name: tensor[rows[name]] for name, tensor in whole.items()}}
+        return RecordedPack((0, 0), (), lengths, "", part, torch.zeros(2, unrolled))
+
+    parts = [recorded(Share(rank, then)) for rank in range(then)]
+    joined = join(parts, had)
+    assert all(torch.equal(joined[name], whole[name]) for name in whole)
+    for rank in range(now):
+        mine, rows = divide(joined, parts[0], has, Share(rank, now)), has(mask, lengths, Share(rank, now))
+        assert all(torch.equal(mine[name], whole[name][rows[name]]) for name in whole if now > 1)
+        assert all(torch.equal(mine[name], whole[name]) for name in whole if now == 1)
 
 
 @given(st.sets(st.integers(0, 30)))

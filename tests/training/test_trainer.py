@@ -20,6 +20,7 @@ from specbatch.corpus import make_plan, open_corpus
 from specbatch.dispatch.messages import Phase
 from specbatch.manifest import PackId
 from specbatch.plan import Pack, Plan
+from specbatch.replay import replay
 from specbatch.rundir import RunDir
 from specbatch.snapshot.folder import snapshots
 from specbatch.target import capture_contract, embedding, lm_head, read_target
@@ -59,11 +60,20 @@ def master(folder: Path) -> Iterator[Master]:
 
 
 def stage_at(
-    folder: Path, target: Path, master: Master, name: str, *, ranks: int = 2, together: int = 1, attempt: int = 1
+    folder: Path,
+    target: Path,
+    master: Master,
+    name: str,
+    *,
+    ranks: int = 2,
+    together: int = 1,
+    attempt: int = 1,
+    record: int = 0,
 ) -> Stage:
     """A run of its own, all on the same conversations. All of the second rank's packs of step 2 are void."""
     config = make_config(target, folder, ranks=ranks)
     config.run.dir, config.training.context_parallel = str(folder / name), together
+    config.snapshot.record = record
     stage = Stage(config, master, attempt=attempt)
     stage.producer.faults.void = void_packs(stage.plan)
     return stage
@@ -196,10 +206,14 @@ def test_one_rank_learns_what_two_do(folder: Path, tiny_target: Path, master: Ma
 def test_ranks_that_train_every_pack_together_learn_the_same(
     folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
 ) -> None:
-    with stage_at(folder, tiny_target, master, "together", together=2) as stage:
+    with stage_at(folder, tiny_target, master, "together", together=2, record=2) as stage:
         assert stage.end() == 0, stage.tell()
         assert stage.deaths() == 0
         assert_close(outcome(stage), undisturbed)
+    verdicts = replay(stage.run_dir, start=6)
+    assert [verdict["step"] for verdict in verdicts] == [7, 8]
+    assert all(verdict["same"] and not verdict["packs"] for verdict in verdicts), "and again, from recordings"
+    assert replay(stage.run_dir, start=6, count=1, ranks=1)[0]["relative"] < 1e-6, "out of the parts of both"
 
 
 def assert_close(found: Outcome, other: Outcome) -> None:
