@@ -240,7 +240,7 @@ def test_the_gradient_of_a_parameter_is_what_was_added_up_and_no_copy_of_it():
 
 def test_only_the_sum_of_the_losses_can_be_differentiated_and_only_once():
     draft, samples, _ = reference()
-    with pytest.raises(ValueError, match="only the sum"):
+    with pytest.raises(RuntimeError, match="only the sum"):
         draft(pack_of(samples), WEIGHTS[:3])[0, 0].backward()
     total = draft(pack_of(samples), WEIGHTS[:3])[0].sum()
     total.backward(retain_graph=True)

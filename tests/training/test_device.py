@@ -1,0 +1,84 @@
+"""The step's way on a device that is not the host, as far as that can be told without one.
+
+Tensors on torch's meta device have shapes and dtypes but no values. So whatever asks the device for a value fails here,
+and would have made the host wait for a GPU; and whatever takes another dtype or another way there than on a CPU has to
+fit together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from specbatch.training import blockwise, flex
+from specbatch.training.attention import Own, Sight
+from specbatch.training.drafts.eagle3 import Eagle3, Recompute
+from specbatch.training.drafts.pack import PackTensors
+from tests.training.test_eagle3 import WEIGHTS, WHOLE, difference, make_draft, ours, pack_of, reference
+
+STEPS = 3
+
+
+def away(draft: Eagle3, pack: PackTensors) -> tuple[Eagle3, PackTensors]:
+    """Both in bfloat16 on a device without values; masks stay on the host."""
+    assert draft.embedding is not None
+    assert draft.target_head is not None
+    table, head = (x.to("meta", torch.bfloat16) for x in (draft.embedding, draft.target_head))
+    draft.to("meta", torch.bfloat16)
+    draft.embedding, draft.target_head = table, head
+    aux, last = (x.to("meta", torch.bfloat16) for x in (pack.aux, pack.last))
+    return draft, PackTensors(pack.input_ids.to("meta"), pack.loss_mask, pack.lengths, aux, last)
+
+
+def prefix(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
+    """What FlexAttention, which has a gradient on GPUs alone, computes of the same mask."""
+    each = q.shape[1] // k.shape[1]
+    key = torch.arange(len(k), device=k.device)
+    sees = (sight.starts[:, None] <= key) & (key <= sight.row_N[:, None])
+    k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
+    score = torch.einsum("nhd,rhd->nhr", q, k).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(q.shape[-1])
+    score = score.masked_fill(~sees[:, None], float("-inf"))
+    return torch.einsum("nhr,rhd->nhd", score.softmax(-1).to(q.dtype), v), score.logsumexp(-1)
+
+
+@pytest.fixture
+def gpus_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention by log-sum-exp merging, as on a GPU."""
+
+    def attend(q_NHD: Tensor, k_RGD: Tensor, v_RGD: Tensor, own: Sequence[Own], sight: Sight) -> Tensor:
+        return flex.attend(q_NHD, k_RGD, v_RGD, own, sight, prefix=prefix)
+
+    monkeypatch.setattr(blockwise, "attend", attend)
+
+
+@pytest.mark.usefixtures("gpus_way")
+@pytest.mark.parametrize("recompute", Recompute)
+def test_a_step_asks_the_device_for_no_value_and_its_dtypes_fit(recompute: Recompute) -> None:
+    _, samples, _ = reference()
+    draft, pack = away(make_draft(STEPS, WHOLE), pack_of(samples))
+    draft.recompute, draft.columns_at_once = recompute, 5
+    result = draft(pack, WEIGHTS[:STEPS].float().to("meta"))
+    result[0].sum().backward()
+    assert (result.dtype, result.device.type) == (torch.float32, "meta")
+    for name, parameter in draft.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad.dtype, parameter.grad.device.type) == (torch.bfloat16, "meta"), name
+
+
+def test_a_step_that_asks_would_be_seen() -> None:
+    """Attention as on a CPU looks at which rows it has."""
+    _, samples, _ = reference()
+    draft, pack = away(make_draft(STEPS, WHOLE), pack_of(samples))
+    with pytest.raises(NotImplementedError, match="no data"):
+        draft(pack, WEIGHTS[:STEPS].float().to("meta"))
+
+
+@pytest.mark.usefixtures("gpus_way")
+def test_the_gpus_way_gives_the_oracles_gradients() -> None:
+    draft, samples, expected = reference()
+    draft.columns_at_once = 5
+    assert difference(ours(draft, pack_of(samples), WEIGHTS[:STEPS])[1], expected) < 1e-9
