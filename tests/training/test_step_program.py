@@ -10,6 +10,12 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from specbatch.training import blockwise, flex
+from tests.training.test_attention import Case, make_case
+from tools.bench import step as program
 
 ROOT = Path(__file__).parents[2]
 STEP = ROOT / "tools" / "bench" / "step.py"
@@ -94,3 +100,26 @@ def test_operations_a_token_stay_the_same_from_1k_tokens_on() -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     small, large = json.loads(done.stdout.splitlines()[-1])["operations_per_token"]
     assert large == pytest.approx(small, rel=0.15)
+
+
+def counted(case: Case, attend) -> int:
+    with program.operations() as counter, torch.no_grad():
+        attend(*case.first, [], case.sight)
+    return counter.total
+
+
+def test_operations_of_a_gpus_attention_are_counted_by_the_cpus() -> None:
+    """FlexAttention refuses to be looked into."""
+    case = make_case([300, 500], steps=0, dtype=torch.float32)
+
+    def as_on_a_gpu(*arguments) -> torch.Tensor:
+        return flex.attend(*arguments)
+
+    def by_itself(q, k, v, own, sight) -> torch.Tensor:
+        return flex.flex_prefix(q, k, v, sight, kernel=flex_attention)[0]
+
+    with pytest.raises(NotImplementedError, match="flex_attention"):
+        counted(case, by_itself)
+    with program.countable_attention():
+        found = counted(case, as_on_a_gpu)
+    assert found == counted(case, blockwise.attend) > 0
