@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import http.client
 import os
 import random
 import signal
@@ -56,7 +58,7 @@ def kill(target: str, *, all_of_them: bool = False) -> Inject:
     def inject(scene: Scene, draw: random.Random) -> bool:
         found = scene.processes.find(target)
         chosen = found if all_of_them else found[:1] and [draw.choice(found)]
-        return bool([_send(process, signal.SIGKILL) for process in chosen])
+        return sum(_send(process, signal.SIGKILL) for process in chosen) > 0
 
     return inject
 
@@ -106,7 +108,7 @@ def cut(target: str) -> Inject:
         except GONE:
             return False
         chosen = [connection for connection in connections if draw.random() < 0.5] or connections[:1]
-        return bool([_shut(process.pid, connection.fd) for connection in chosen])
+        return sum(_shut(process.pid, connection.fd) for connection in chosen) > 0
 
     return inject
 
@@ -116,27 +118,37 @@ def fill_disk(scene: Scene, draw: random.Random) -> bool:
     logs = (scene.run_dir.attempt(scene.processes.attempt()) / "logs").glob("training-*.log")
     if max(file.stat().st_size for file in [*logs, scene.run_dir.metrics]) > LONGEST_LOG:
         return False
-    ranks, after = scene.processes.find("rank"), scene.marks()
-    limits = [rank.rlimit(psutil.RLIMIT_FSIZE) for rank in ranks]
-    for rank, (_, hard) in zip(ranks, limits, strict=True):
-        rank.rlimit(psutil.RLIMIT_FSIZE, (FULL_BYTES, hard))
-    scene.await_signs([("training", "SNAPSHOT FAILED")], after)
-    for rank, limit in zip(ranks, limits, strict=True):
-        if rank.is_running():
-            rank.rlimit(psutil.RLIMIT_FSIZE, limit)
-    return bool(ranks)
+    limits: dict[psutil.Process, tuple[int, int]] = {}
+
+    def limit() -> None:
+        """Ranks that are started meanwhile find the same disk."""
+        for rank in scene.processes.find("rank"):
+            with contextlib.suppress(*GONE):
+                if rank not in limits:
+                    limits[rank] = rank.rlimit(psutil.RLIMIT_FSIZE)
+                    rank.rlimit(psutil.RLIMIT_FSIZE, (FULL_BYTES, limits[rank][1]))
+
+    after = scene.marks()
+    limit()
+    if limits:
+        scene.await_signs([("training", "SNAPSHOT FAILED")], after, limit)
+    for rank, before in limits.items():
+        with contextlib.suppress(*GONE):
+            rank.rlimit(psutil.RLIMIT_FSIZE, before)
+    return bool(limits)
 
 
 def damage_snapshot(spoil: Callable[[Path, random.Random], None]) -> Inject:
-    """Spoil the newest snapshot, and kill the ranks, which then have to look at it."""
+    """Kill the ranks, and spoil the newest snapshot, which the next ones look at."""
 
     def inject(scene: Scene, draw: random.Random) -> bool:
-        steps, ranks = whole_snapshots(scene.run_dir.snapshots), scene.processes.find("rank")
-        if len(steps) < 2 or not ranks:
+        folder, ranks = scene.run_dir.snapshots, scene.processes.find("rank")
+        if len(whole_snapshots(folder)) < 2 or not sum(_send(rank, signal.SIGKILL) for rank in ranks):
             return False
-        files = sorted(snapshot_path(scene.run_dir.snapshots, steps[-1]).iterdir())
-        spoil(draw.choice(files), draw)
-        return _send(ranks[0], signal.SIGKILL)
+        # Only now: a snapshot that was finished between would be a second way back, or leave two spoiled ones.
+        newest = whole_snapshots(folder)[-1]
+        spoil(draw.choice(sorted(snapshot_path(folder, newest).iterdir())), draw)
+        return True
 
     return inject
 
@@ -162,7 +174,7 @@ def meddle(how: Callable[[Stranger, list[str]], int]) -> Inject:
         try:
             stranger = scene.stranger()
             keys = stranger.keys()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
         return bool(keys) and how(stranger, draw.sample(keys, max(1, len(keys) // 2))) > 0
 
@@ -187,7 +199,9 @@ KINDS = (
     Kind("kill agent", kill("agent"), RANKS_BACK, weight=2),
     Kind("kill rank", kill("rank"), RANKS_BACK, weight=6),
     Kind("kill all ranks", kill("rank", all_of_them=True), RANKS_BACK, weight=2),
-    Kind("kill controller", kill("controller")),
+    Kind("kill head's controller", kill("head's controller"), ATTEMPT_BACK),
+    Kind("kill engine's controller", kill("engine's controller"), ENGINE_BACK),
+    Kind("kill agent's controller", kill("agent's controller"), RANKS_BACK),
     Kind("kill command", kill_command, ATTEMPT_BACK),
     Kind("kill evaluator", kill("engine"), (), weight=0, stage="evaluating"),
     Kind("stop head, short", stop("head", *SHORT_S), weight=5),

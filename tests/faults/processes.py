@@ -28,17 +28,15 @@ class Processes:
 
     def find(self, kind: str) -> list[psutil.Process]:
         """Living processes of this kind: ``head``, ``master``, ``engine``, ``guard``, ``server``, ``scheduler``,
-        ``agent``, ``rank`` or ``controller`` (submitit's, between the command and a component)."""
-        component = {"head": "head", "engine": "inference", "agent": "training"}.get(kind)
+        ``agent``, ``rank``, or ``head's controller``, ``engine's`` or ``agent's`` (submitit's, above the component)."""
+        component = {"head": "head", "engine": "inference", "agent": "training"}.get(kind.removesuffix("'s controller"))
         if component is not None:
-            return self._component(component)
+            found = self._component(component)
+            return _controllers(found) if kind.endswith("'s controller") else found
         if kind == "master":
             return _below(self._component("head"), "mooncake_master")
         if kind == "rank":
             return _below(self._component("training"), "specbatch.training.rank")
-        if kind == "controller":
-            parents = [parent for c in ("head", "inference", "training") for parent in _parents(self._component(c))]
-            return [parent for parent in parents if "submitit.local._local" in _words(parent)]
         if kind == "scheduler":
             return [process for process in _below(self._component("inference"), "") if _captures(process)]
         words = {"guard": "specbatch.inference.guard", "server": "sglang.launch_server"}
@@ -91,12 +89,13 @@ def _captures(process: psutil.Process) -> bool:
     return False
 
 
-def _parents(processes: list[psutil.Process]) -> list[psutil.Process]:
+def _controllers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that submitit put above them."""
     found = []
     for process in processes:
         with contextlib.suppress(*GONE):
             parent = process.parent()
-            if parent is not None:
+            if parent is not None and "submitit.local._local" in _words(parent):
                 found.append(parent)
     return found
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -130,11 +130,14 @@ class Scene:
         """Wait until a step more is trained; False if the run ended meanwhile."""
         return self.await_signs([("training", " trained step=")])
 
-    def await_signs(self, signs: Sequence[Sign], after: dict[str, int] | None = None) -> bool:
+    def await_signs(
+        self, signs: Sequence[Sign], after: dict[str, int] | None = None, meanwhile: Callable[[], None] | None = None
+    ) -> bool:
         """Wait until each sign was seen, one after the other.
 
         Args:
             after: lines of each component's log that are old; what is there now where not given.
+            meanwhile: called again and again.
 
         Returns:
             False if the run ended meanwhile.
@@ -148,6 +151,8 @@ class Scene:
             while not self._seen(component, pattern, after):
                 if self.ended():
                     return False
+                if meanwhile is not None:
+                    meanwhile()
                 if time.monotonic() > until:
                     raise NotRecovered(f"no {pattern!r} in the log of {component}:\n{self.tell()}")
                 time.sleep(POLL_S)
