@@ -110,7 +110,7 @@ class _Watch:
     ) -> None:
         self.run_dir, self.attempt, self.config = run_dir, attempt, config
         self.server, self.master, self.training_nodes = server, master, training_nodes
-        self.began = time.time()
+        self.began, self._began = time.time(), time.monotonic()
         self.why = ""
         self._progress: tuple[int, ...] = ()
         self._progress_at = time.monotonic()
@@ -239,6 +239,7 @@ class _Watch:
                 "why": why or report.why,
                 "began": _iso(self.began),
                 "updated": _iso(time.time()),
+                "ran_s": round(time.monotonic() - self._began, 3),
                 "window": {"free": report.free, "claimed": report.claimed, "stored": report.stored},
                 "store": {"stored_bytes": report.stored_bytes, "budget_bytes": report.budget_bytes},
                 "engines": [msgspec.to_builtins(engine) for engine in report.engines],
