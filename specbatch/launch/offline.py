@@ -23,7 +23,7 @@ from rich.console import Console
 
 from specbatch.config import Config
 from specbatch.errors import RunError, UserError
-from specbatch.launch.history import begin_attempt
+from specbatch.launch.history import begin_attempt, read_attempt
 from specbatch.launch.interrupts import Interrupts
 from specbatch.launch.local import DONE, INTERRUPTED, STOPPED
 from specbatch.launch.marks import Mark, leave_mark
@@ -52,9 +52,10 @@ def train_anew(recorded: RunDir, out: RunDir, overrides: Sequence[str]) -> int:
         exit code: 0 done, 75 stopped with a snapshot, 130 ended at once by the user.
 
     Raises:
-        UserError: nothing is recorded, or a setting can't be another one than when it was.
+        UserError: nothing is recorded, a setting can't be another one than when it was, or it is being trained already.
         RunError: training failed; with the log's last words.
     """
+    _refuse_if_it_runs(out)
     return _train(out, *begin_anew(recorded, out, overrides))
 
 
@@ -64,7 +65,16 @@ def resume(out: RunDir, overrides: Sequence[str]) -> int:
     Args:
         overrides: settings that are different from now on.
     """
+    _refuse_if_it_runs(out)
     return _train(out, *go_on_anew(out, overrides))
+
+
+def _refuse_if_it_runs(out: RunDir) -> None:
+    newest = read_attempt(out, max(out.attempts(), default=0))
+    if newest is not None and newest.lives():
+        raise UserError(
+            f"{out.root}: process {newest.pid} trains this draft just now; let it end, or end it by `specbatch cancel`"
+        )
 
 
 def _train(out: RunDir, config: Config, source: Source) -> int:

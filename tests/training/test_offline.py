@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import torch
 from specbatch.config import dump_config
 from specbatch.corpus import attach, make_plan, open_corpus, prepare
 from specbatch.errors import UserError
+from specbatch.launch.history import begin_attempt
+from specbatch.launch.offline import resume, train_anew
 from specbatch.replay import begin_anew, go_on_anew
 from specbatch.rundir import RunDir, write_json
 from specbatch.snapshot.folder import snapshot_path, whole_snapshots
@@ -174,3 +177,7 @@ def test_a_training_that_was_begun_goes_on_as_it_was_or_not_at_all(recorded: Run
     write_json(out.recording, {"run": str(recorded.root), "first": 1, "count": 8})
     with pytest.raises(UserError, match=r"the recorded steps \[1, 2\], .* are not there any more"):
         go_on_anew(out, [])
+    begin_attempt(out, 1)
+    for go_on in (lambda: train_anew(recorded, out, []), lambda: resume(out, [])):
+        with pytest.raises(UserError, match=f"process {os.getpid()} trains this draft just now"):
+            go_on()
