@@ -29,7 +29,8 @@ class Sight:
     @cached_property
     def starts(self) -> Tensor:
         """int64 ``[N]``: the first key that each query sees; the last is its own."""
-        bounds = torch.tensor(self.samples, dtype=torch.int64).view(-1, 2).to(self.row_N.device)
+        bounds = torch.tensor(self.samples, dtype=torch.int64).view(-1, 2)
+        bounds = bounds.to(self.row_N.device, non_blocking=True)
         return bounds[torch.searchsorted(bounds[:, 1].contiguous(), self.row_N, right=True), 0]
 
 

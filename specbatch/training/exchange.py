@@ -31,4 +31,4 @@ def of_all_ranks(own: Tensor, rows_of_ranks: Sequence[Tensor], group: dist.Proce
     where = torch.empty(sum(map(len, rows_of_ranks)), dtype=torch.int64)
     for rank, rows in enumerate(rows_of_ranks):
         where[rows] = rank * most + torch.arange(len(rows))
-    return gathered[where.to(own.device)]
+    return gathered[where.to(own.device, non_blocking=True)]

@@ -120,8 +120,8 @@ def _distill(
             count = part.stop - part.start
             if not count:
                 continue
-            row = landing.row_M[part].to(device)
-            here = (landing.target_M[part] - first).to(device)
+            row = landing.row_M[part].to(device, non_blocking=True)
+            here = (landing.target_M[part] - first).to(device, non_blocking=True)
             state = states_NH[step][row]
             logits = product(rms_norm(state, heads.norm_H, heads.eps), head.T)
             all_here = count == len(truth)

@@ -58,7 +58,7 @@ class Piecewise(torch.autograd.Function):
         d_head, d_norm = (_zeros(x) if x.requires_grad else None for x in (head_VH, norm_H))
         gradients = Gradients(d_head, d_norm)
         for piece in pieces:
-            columns = piece.columns.to(z_CH.device)
+            columns = piece.columns.to(z_CH.device, non_blocking=True)
             given = (z_CH[columns], k_RGD[piece.keys], v_RGD[piece.keys])
             own = [x.detach().requires_grad_(differentiate) for x in given]
             with torch.set_grad_enabled(differentiate):

@@ -8,11 +8,13 @@ fit together.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specbatch.training import blockwise, flex
 from specbatch.training.attention import Own, Sight
@@ -21,6 +23,7 @@ from specbatch.training.drafts.pack import PackTensors
 from tests.training.test_eagle3 import WEIGHTS, WHOLE, difference, make_draft, ours, pack_of, reference
 
 STEPS = 3
+HOST, DEVICE = torch.device("cpu"), torch.device("meta")
 
 
 def away(draft: Eagle3, pack: PackTensors) -> tuple[Eagle3, PackTensors]:
@@ -67,6 +70,36 @@ def test_a_step_asks_the_device_for_no_value_and_its_dtypes_fit(recompute: Recom
     for name, parameter in draft.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad.dtype, parameter.grad.device.type) == (torch.bfloat16, "meta"), name
+
+
+class Waited(TorchDispatchMode):
+    """Copies from the host to the device for which the host waits until all work before them is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+        self.waited: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and (args[0].device, result.device) == (HOST, DEVICE):
+            self.copies += 1
+            if not (kwargs or {}).get("non_blocking"):
+                self.waited.append("".join(traceback.format_stack(limit=12)))
+        return result
+
+
+@pytest.mark.usefixtures("gpus_way")
+def test_what_the_host_knows_is_copied_without_waiting() -> None:
+    _, samples, _ = reference()
+    draft, pack = away(make_draft(STEPS, WHOLE), pack_of(samples))
+    draft.recompute, draft.columns_at_once = Recompute.ALL, 5
+    weights = WEIGHTS[:STEPS].float().to("meta")
+    with Waited() as seen:
+        draft(pack, weights)[0].sum().backward()
+        draft.evaluate(pack, weights)
+    assert seen.copies > 20
+    assert not seen.waited, seen.waited[0]
 
 
 def test_a_step_that_asks_would_be_seen() -> None:

@@ -249,12 +249,12 @@ class Eagle3(nn.Module):
         result = torch.zeros(2, self.config.ttt_steps, dtype=wider(z.dtype), device=z.device)
         proposed = self.draft_ids.new_full((self.config.ttt_steps, pack.input_ids.shape[0]), -1)
         for piece in cut(columns, self.columns_at_once):
-            chosen = piece.columns.to(z.device)
+            chosen = piece.columns.to(z.device, non_blocking=True)
             states = self._unroll(pack, piece, z[chosen], k_first[piece.keys], v_first[piece.keys])
             guesses: list[Tensor] = []
             result += distill(states, piece.landings, self._heads(pack), weights, guesses=guesses)
             for step, rows in enumerate(piece.steps):
-                token = rows.token_N[rows.learns_M].to(z.device)
+                token = rows.token_N[rows.learns_M].to(z.device, non_blocking=True)
                 proposed[step, token] = self.draft_ids.index_select(0, guesses[step])
         return result, proposed
 
@@ -291,9 +291,9 @@ class Eagle3(nn.Module):
         sight: Sight | None = None
         for step, rows in enumerate(piece.steps):
             if rows.kept_N is not None:
-                z = z[rows.kept_N.to(z.device)]
+                z = z[rows.kept_N.to(z.device, non_blocking=True)]
             if sight is None or rows.kept_N is not None:
-                sight = Sight(rows.row_N.to(z.device), piece.samples)
+                sight = Sight(rows.row_N.to(z.device, non_blocking=True), piece.samples)
             z, key, value = self._saving(
                 Recompute.ALL, self._step, step, pack, rows, z, k_first, v_first, tuple(made), sight
             )
@@ -345,14 +345,14 @@ class Eagle3(nn.Module):
     def _inputs(self, pack: PackTensors, token: Tensor, z: Tensor) -> Tensor:
         """``[N, 2H]``: embedding of the tokens that the columns read, and their states, both normalised."""
         layer = self.layers[0]
-        ids = pack.input_ids[token.to(z.device)]
+        ids = pack.input_ids[token.to(z.device, non_blocking=True)]
         table = self.embed_tokens.weight if self.embedding is None else self.embedding
         embedded = F.embedding(ids, table).to(z.dtype)
         return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(z)], -1)
 
     def _rotation(self, position: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine at these positions, on the device of ``z``, in float32 or wider."""
-        return self.config.rope.rotation(position.to(z.device), wider(z.dtype))
+        return self.config.rope.rotation(position.to(z.device, non_blocking=True), wider(z.dtype))
 
     def _saving(self, mode: Recompute, part: Callable[..., Any], *args: Any) -> Any:
         """Run a part; where this is the mode, keep only its inputs for the backward pass, and run it again there."""
@@ -365,4 +365,4 @@ def _index(there: Tensor, wanted: Tensor, device: torch.device) -> Tensor | None
     """Where the wanted ones of some ascending columns stand; None if they are all of them."""
     if len(there) == len(wanted):
         return None
-    return torch.searchsorted(there, wanted).to(device)
+    return torch.searchsorted(there, wanted).to(device, non_blocking=True)

@@ -1,6 +1,7 @@
 """The live columns of a pack, some at a time, and what each unrolled step does with them.
 
-All of it is known from the masks and worked out on the host, so that nothing waits for a device.
+All of it is known from the masks and worked out on the host, so that nothing waits for a device; and it goes there by
+copies that are not waited for.
 """
 
 from __future__ import annotations

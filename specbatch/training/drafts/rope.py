@@ -54,5 +54,5 @@ class Rope:
             position_N: int64.
         """
         frequencies, factor = self.frequencies
-        angle = position_N[:, None, None].double() * frequencies.to(position_N.device)
+        angle = position_N[:, None, None].double() * frequencies.to(position_N.device, non_blocking=True)
         return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
