@@ -83,6 +83,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
     rendezvous = wait_for(run_dir.rendezvous(attempt), attempt, timeout_s=60.0)
     client = Client(rendezvous, deadline_s=DISPATCHER_DEADLINE_S)
     store = StoreClient(rendezvous, config.store, segment_bytes=int(config.store.bytes_per_rank))
+    part = part_of(config) if together > 1 else None
     prefetcher = Prefetcher(
         client,
         store,
@@ -96,7 +97,7 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         last_step=last_step,
         device=cpu.local_device(),
         share=share,
-        part=part_of(config) if together > 1 else None,
+        part=part,
     )
     heldout = None
     if plan.heldout:
@@ -115,6 +116,8 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
             draft_tokens=config.evaluate.draft_tokens,
             target_head=lambda: lm_head(target),
             device=cpu.local_device(),
+            share=share,
+            part=part,
         )
     start = None
     if config.draft.init_from and not snapshots(run_dir.snapshots):

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from specbatch.capture import BYTES_PER_VALUE, CaptureContract
 from specbatch.plan import Pack
-from specbatch.training.drafts.pack import WHOLE, PackTensors, Share
+from specbatch.training.drafts.pack import WHOLE, PackTensors, Share, runs
 from specbatch.transfer.fetch import Destination
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
 
 _ALIGN = 64
+
+Part = dict[str, Tensor]
+"""int64, ascending: the rows of each tensor of a pack that a rank reads."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,13 @@ class Buffer:
         self.uploaded: torch.Event | None = None
         """Recorded once what is in the memory has been copied to the device."""
 
-    def place(self, rows: PackRows, widths: dict[str, int]) -> tuple[list[Destination], dict[str, Tensor]]:
+    def place(
+        self, rows: PackRows, widths: dict[str, int], part: Part | None = None
+    ) -> tuple[list[Destination], dict[str, Tensor]]:
         """Lay a pack out.
+
+        Args:
+            part: rows of each tensor that are needed; all if not given.
 
         Returns:
             where each sample's rows go, and bfloat16 views ``[rows, width]`` of what will be there.
@@ -98,11 +106,12 @@ class Buffer:
             total = rows.count(tensor)
             end = at + BYTES_PER_VALUE * width * total
             views[tensor] = self.memory[at:end].view(torch.bfloat16).view(total, width)
-            pointer = self.memory.data_ptr() + at
+            pointer, first = self.memory.data_ptr() + at, 0
             for sample, name, count in rows.rows:
                 if name == tensor:
-                    destinations.append(Destination(sample, tensor, count, pointer))
-                    pointer += BYTES_PER_VALUE * width * count
+                    wanted = None if part is None else within(part[tensor], first, first + count)
+                    destinations.append(Destination(sample, tensor, count, pointer, wanted))
+                    pointer, first = pointer + BYTES_PER_VALUE * width * count, first + count
             at = _aligned(end)
         return destinations, views
 
@@ -118,6 +127,24 @@ def make_buffers(
     size = sum(_aligned(BYTES_PER_VALUE * width * tokens_per_pack) for width in widths.values())
     memory = torch.empty(count * size, dtype=torch.uint8, pin_memory=pinned)
     return memory, [Buffer(part) for part in memory.split(size)]
+
+
+def within(ascending: Tensor, first: int, end: int) -> tuple[tuple[int, int], ...]:
+    """The runs of neighbours among numbers, as far as they lie in a range, counted from its beginning."""
+    cut = ((max(a, first) - first, min(b, end) - first) for a, b in runs(ascending))
+    return tuple((a, b) for a, b in cut if a < b)
+
+
+def only(views: dict[str, Tensor], part: Part | None) -> dict[str, list[Tensor]]:
+    """Of each tensor the rows that are needed: few runs of neighbours, so that each is one copy."""
+    if part is None:
+        return {name: [view] for name, view in views.items()}
+    return {name: [view[first:end] for first, end in runs(part[name])] for name, view in views.items()}
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Rows that lie apart as one tensor; what lies together stays where it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _aligned(size: int) -> int:

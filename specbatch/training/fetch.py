@@ -21,8 +21,8 @@ from specbatch.dispatch.client import Client
 from specbatch.dispatch.rendezvous import Rendezvous
 from specbatch.manifest import Manifest, missing
 from specbatch.plan import Pack
-from specbatch.training.buffers import Buffer, PackRows, empty_pack, make_buffers
-from specbatch.training.drafts.pack import PackTensors, Share, runs
+from specbatch.training.buffers import Buffer, PackRows, Part, empty_pack, make_buffers, only
+from specbatch.training.drafts.pack import PackTensors, Share
 from specbatch.training.steps import Steps
 from specbatch.training.upload import Upload
 from specbatch.transfer.fetch import Lost, read_pack, remove_pack
@@ -58,7 +58,7 @@ class Prefetcher:
         last_step: step after which nothing is fetched.
         device: where packs are trained.
         share: which part of its packs this rank trains.
-        part: the rows of each tensor that a share of a pack needs, from its loss mask and lengths.
+        part: the rows of each tensor that a share of a pack needs, from its loss mask and lengths; None: all.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Prefetcher:
         last_step: int,
         device: torch.device,
         share: Share,
-        part: Callable[[torch.Tensor, tuple[int, ...], Share], dict[str, torch.Tensor]] | None,
+        part: Callable[[torch.Tensor, tuple[int, ...], Share], Part] | None,
     ) -> None:
         self._share, self._part = share, part
         self._client, self._store, self._rendezvous = client, store, rendezvous
@@ -136,7 +136,9 @@ class Prefetcher:
     def give_up(self, step: int, index: int, why: str) -> None:
         """Train a pack as zero that is here, since another rank of its group can't get its part."""
         with self._changed:
-            self._held[step][index].void = why
+            held = self._held[step][index]
+            held.void = why
+        log.warning("void pack=%d.%d why=%s", held.pack.epoch, held.pack.index, why)
 
     def void(self, step: int) -> dict[str, str]:
         """This rank's packs of a step that train as zero, and why."""
@@ -162,16 +164,14 @@ class Prefetcher:
     def _start_upload(self, held: _Held) -> None:
         if held.upload is None and held.buffer is not None:
             views = held.buffer.place(held.rows, self._contract.widths)[1]
-            held.upload = Upload(
-                held.rows, self._share, self._own(held.rows, views), held.buffer, self._device, self._stream
-            )
+            own = only(views, self._part_of(held.rows))
+            held.upload = Upload(held.rows, self._share, own, held.buffer, self._device, self._stream)
 
-    def _own(self, rows: PackRows, views: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        """The rows of this rank's share: few runs of neighbours, so that each is one copy."""
+    def _part_of(self, rows: PackRows) -> Part | None:
+        """The rows of this rank's share; None: all."""
         if self._part is None:
-            return {name: [view] for name, view in views.items()}
-        chosen = self._part(torch.from_numpy(rows.loss_mask), rows.lengths, self._share)
-        return {name: [view[first:end] for first, end in runs(chosen[name])] for name, view in views.items()}
+            return None
+        return self._part(torch.from_numpy(rows.loss_mask), rows.lengths, self._share)
 
     def _after(self, step: int, index: int) -> _Held | None:
         with self._changed:
@@ -239,7 +239,8 @@ class Prefetcher:
         if buffer.uploaded is not None:
             buffer.uploaded.synchronize()
         try:
-            read_into(buffer, held.rows, manifest, self._store, self._rendezvous, self._contract)
+            part = self._part_of(held.rows)
+            read_into(buffer, held.rows, manifest, self._store, self._rendezvous, self._contract, part)
         except Lost:
             with self._changed:
                 self._free.append(buffer)
@@ -261,8 +262,12 @@ def read_into(
     store: StoreClient,
     rendezvous: Rendezvous,
     contract: CaptureContract,
+    part: Part | None = None,
 ) -> dict[str, torch.Tensor]:
     """Get a pack from the store, and prove that it is what was stored and all that is needed.
+
+    Args:
+        part: the rows that are read; of objects with none of them nothing is fetched.
 
     Returns:
         bfloat16 ``[rows, width]`` of each tensor, in the buffer.
@@ -273,7 +278,7 @@ def read_into(
     lacking = missing(manifest, rows.rows, contract.widths)
     if lacking is not None:
         raise Lost(lacking)
-    where, views = buffer.place(rows, contract.widths)
+    where, views = buffer.place(rows, contract.widths, part)
     read_pack(
         store, rendezvous.run, rendezvous.attempt, manifest, where,
         widths=contract.widths, seed=rendezvous.checksum_seed,

@@ -2,18 +2,22 @@
 
 The engines compute them before the first step that ranks train together, as any other pack, so after every start of the
 ranks they are there again. An evaluation draws no random number and changes no state: training goes on as without it.
+
+Ranks that train packs together evaluate them together: each computes its columns, and all of them learn what was
+proposed.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from specbatch.capture import CaptureContract
@@ -21,9 +25,9 @@ from specbatch.dispatch.client import Client
 from specbatch.dispatch.rendezvous import Rendezvous
 from specbatch.manifest import Manifest
 from specbatch.plan import Pack, Plan
-from specbatch.training.buffers import Buffer, PackRows, empty_pack
+from specbatch.training.buffers import Buffer, PackRows, Part, empty_pack, joined, only
 from specbatch.training.drafting import acceptance_length, accepted_counts
-from specbatch.training.drafts.pack import PackTensors
+from specbatch.training.drafts.pack import PackTensors, Share
 from specbatch.training.fetch import read_into
 from specbatch.training.metrics import of_all_ranks
 from specbatch.transfer.fetch import Lost, remove_pack
@@ -46,11 +50,14 @@ class Draft(Protocol):
 
 @dataclass
 class _Kept:
-    """A held-out pack; without tensors where no engine could compute it."""
+    """A held-out pack; without views where no engine could compute it."""
 
     rows: PackRows
     buffer: Buffer
-    views: dict[str, Tensor] | None = None
+    part: Part | None
+    """The rows that this rank reads; None: all."""
+    views: dict[str, list[Tensor]] | None = None
+    """Those rows."""
     greedy: np.ndarray | None = None
     """int64 ``[tokens]``: the target's most likely token after each position, -1 where it is not captured."""
 
@@ -65,6 +72,8 @@ class HeldOut:
         draft_tokens: how many are proposed at a time; no more than ``ttt_steps`` are looked at.
         target_head: reads it, ``[vocabulary, hidden]``.
         device: where the draft is.
+        share: which part of its packs this rank computes.
+        part: as of `specbatch.training.fetch.Prefetcher`.
     """
 
     def __init__(
@@ -84,22 +93,48 @@ class HeldOut:
         draft_tokens: int,
         target_head: Callable[[], Tensor],
         device: torch.device,
+        share: Share,
+        part: Callable[[Tensor, tuple[int, ...], Share], Part] | None,
     ) -> None:
+        self._share, self._part = share, part
+        self._group: dist.ProcessGroup | None = None
         self._client, self._store, self._rendezvous, self._rank = client, store, rendezvous, rank
         self._contract, self._device, self._target_head, self._count = contract, device, target_head, count
         self._steps, self._decay, self._draft_tokens = ttt_steps, step_decay, min(draft_tokens, ttt_steps)
-        packs = plan.assign_heldout(ranks)
+        packs = plan.assign_heldout(ranks // share.ranks)
         self._turns = max(map(len, packs))
         """Packs that each rank computes, so that all meet in the same collectives."""
-        self._kept = self._allocate(packs[rank], corpus)
+        self._kept = self._allocate(packs[rank // share.ranks], corpus)
 
-    def fetch(self) -> None:
+    def fetch(self, group: dist.ProcessGroup | None) -> None:
         """Take all packs out of the store; they are there, or on their way there again, once a step may begin.
+
+        Args:
+            group: the ranks that share packs with this one; None: they are not shared.
 
         Raises:
             RunError: if the dispatcher is gone.
         """
-        wanted = set(self._kept)
+        self._group = group
+        manifests = self._get_all()
+        self._agree()
+        # Only now: the others of the group read the same objects.
+        for manifest in manifests:
+            remove_pack(self._store, self._rendezvous.run, self._rendezvous.attempt, manifest)
+        # Wider than it is stored: products that are rounded to bfloat16 tie.
+        head = self._target_head().to(self._device, torch.float32)
+        for kept in self._kept.values():
+            if kept.views is not None:
+                kept.greedy = self._choices(kept, kept.views["last"], head)
+        log.info("held-out packs=%d", sum(kept.views is not None for kept in self._kept.values()))
+
+    def _get_all(self) -> list[Manifest]:
+        """Fetch this rank's part of each pack; void ones stay without.
+
+        Returns:
+            where they were.
+        """
+        wanted, found = set(self._kept), []
         while wanted:
             reply = self._client.wait(self._rank, sorted(wanted))
             for pack, why in reply.void:
@@ -113,12 +148,25 @@ class HeldOut:
                     self._client.lost(self._rank, manifest.pack, manifest.claim, str(lost))
                 else:
                     wanted.discard(manifest.pack)
-        # Wider than it is stored: products that are rounded to bfloat16 tie.
-        head = self._target_head().to(self._device, torch.float32)
-        for kept in self._kept.values():
-            if kept.views is not None:
-                kept.greedy = self._choices(kept.rows, kept.views["last"], head)
-        log.info("held-out packs=%d", sum(kept.views is not None for kept in self._kept.values()))
+                    found.append(manifest)
+        return found
+
+    def _agree(self) -> None:
+        """Leave out what a rank of the group has not got."""
+        here = [kept.views is not None for kept in self._kept.values()]
+        everywhere = self._of_group(torch.tensor(here, dtype=torch.int64), dist.ReduceOp.MIN).tolist()
+        for (pack, kept), all_have in zip(self._kept.items(), everywhere, strict=True):
+            if kept.views is not None and not all_have:
+                log.warning("void held-out pack=%d.%d why=a rank that evaluates it too has not got it", *pack)
+                kept.views = None
+
+    def _of_group(self, mine: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        """What the ranks of the group make of a tensor together."""
+        if self._group is None:
+            return mine
+        there = mine.to(self._device)
+        dist.all_reduce(there, operation, self._group)
+        return there
 
     def evaluate(self, draft: Draft) -> dict[str, Any]:
         """What the draft is worth, the same on all ranks.
@@ -138,9 +186,12 @@ class HeldOut:
             result, proposed = draft.evaluate(self._tensors(kept), weights)
             results += result.double().cpu()
             if kept is not None:
+                proposed = self._of_group(proposed, dist.ReduceOp.MAX)
                 steps, walked = self._walk(kept, proposed.cpu().numpy())
                 counts, accepted = counts + steps, accepted + walked
-        parts = [results.flatten(), torch.from_numpy(counts), torch.from_numpy(accepted), torch.tensor([len(packs)])]
+        # Losses are of this rank's columns; what is counted is of whole packs, which each rank of a group knows.
+        counted = [torch.from_numpy(counts), torch.from_numpy(accepted), torch.tensor([len(packs)])]
+        parts = [results.flatten(), *(part * (self._share.rank == 0) for part in counted)]
         mine = torch.cat([part.to(self._device, torch.float64) for part in parts])
         total = of_all_ranks(mine).sum(0).cpu().numpy()
         losses, right, counts_K, accepted_D, (packs_of_all,) = np.split(
@@ -165,32 +216,46 @@ class HeldOut:
         self._memory = torch.empty(sum(sizes), dtype=torch.uint8)
         if self._memory.nbytes:
             self._store.register(self._memory.data_ptr(), self._memory.nbytes)
-        parts = self._memory.split(sizes)
-        return {pack: _Kept(found, Buffer(part)) for (pack, found), part in zip(rows.items(), parts, strict=True)}
+        kept = {}
+        for (pack, found), memory in zip(rows.items(), self._memory.split(sizes), strict=True):
+            part = None
+            if self._part is not None:
+                part = self._part(torch.from_numpy(found.loss_mask), found.lengths, self._share)
+            kept[pack] = _Kept(found, Buffer(memory), part)
+        return kept
 
     def _get(self, manifest: Manifest) -> None:
         kept = self._kept[manifest.pack]
         if kept.rows.rows:
-            kept.views = read_into(kept.buffer, kept.rows, manifest, self._store, self._rendezvous, self._contract)
-            remove_pack(self._store, self._rendezvous.run, self._rendezvous.attempt, manifest)
+            views = read_into(
+                kept.buffer, kept.rows, manifest, self._store, self._rendezvous, self._contract, kept.part
+            )
+            kept.views = only(views, kept.part)
 
     def _tensors(self, kept: _Kept | None) -> PackTensors:
         if kept is None or kept.views is None:
             return empty_pack(self._contract, self._device)
-        aux, last = (kept.views[name].to(self._device) for name in ("aux", "last"))
-        return kept.rows.tensors(aux, last, self._device)
+        aux, last = (joined(kept.views[name]).to(self._device) for name in ("aux", "last"))
+        return kept.rows.tensors(aux, last, self._device, self._share)
 
-    def _choices(self, rows: PackRows, last: Tensor, head: Tensor) -> np.ndarray:
-        """The target's most likely tokens, over its whole vocabulary."""
-        greedy = np.full(len(rows.input_ids), -1, dtype=np.int64)
-        size = max(1, CHUNK_LOGITS // head.shape[0])
-        chosen = [(part.to(head.device, head.dtype) @ head.T).argmax(-1).cpu() for part in last.split(size)]
+    def _choices(self, kept: _Kept, last: Sequence[Tensor], head: Tensor) -> np.ndarray:
+        """The target's most likely tokens, over its whole vocabulary, at all positions that the group knows of.
+
+        Args:
+            last: the rows that this rank has.
+        """
+        rows, size = kept.rows, max(1, CHUNK_LOGITS // head.shape[0])
+        chosen = [
+            (chunk.to(head.device, head.dtype) @ head.T).argmax(-1).cpu() for run in last for chunk in run.split(size)
+        ]
         first, positions = 0, []
         for length in rows.lengths:
             positions.append(first + self._contract.rows(rows.loss_mask[first : first + length])["last"])
             first += length
-        greedy[np.concatenate(positions)] = torch.cat(chosen).numpy()
-        return greedy
+        where = torch.from_numpy(np.concatenate(positions))
+        greedy = torch.full((len(rows.input_ids),), -1)
+        greedy[where if kept.part is None else where[kept.part["last"]]] = torch.cat(chosen)
+        return self._of_group(greedy, dist.ReduceOp.MAX).cpu().numpy()
 
     def _walk(self, kept: _Kept, proposed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Columns in the loss of each unrolled step, and verify steps by accepted proposals, of a pack."""

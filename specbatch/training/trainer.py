@@ -111,7 +111,7 @@ class DraftTrainer(Trainer):
             if answer.go:
                 if self._first:
                     if self._around.heldout is not None:
-                        self._around.heldout.fetch()
+                        self._around.heldout.fetch(self._group())
                     # What comes before is the start of engines, not this step.
                     self._first, self._step_ended = False, time.perf_counter()
                 else:
@@ -168,15 +168,19 @@ class DraftTrainer(Trainer):
     def _take(self, step: int, index: int) -> PackTensors:
         """A pack, or this rank's share of it. Ranks that train it together train it as zero if one of them must."""
         prefetcher = self._around.prefetcher
-        pack = prefetcher.take(step, index)
-        if self._around.share.ranks == 1:
+        pack, group = prefetcher.take(step, index), self._group()
+        if group is None:
             return pack
         lacking = torch.tensor(not pack.lengths, dtype=torch.int32, device=self.device)
-        dist.all_reduce(lacking, dist.ReduceOp.MAX, self.parallel_dims.get_mesh("cp").get_group())
+        dist.all_reduce(lacking, dist.ReduceOp.MAX, group)
         if not lacking or not pack.lengths:
             return pack
         prefetcher.give_up(step, index, "a rank that trains it too has not got it")
         return prefetcher.take(step, index)
+
+    def _group(self) -> dist.ProcessGroup | None:
+        """The ranks that train a pack together; None where each trains its own."""
+        return self.parallel_dims.get_mesh("cp").get_group() if self._around.share.ranks > 1 else None
 
     def forward_backward_step(self, *, input_dict: Any, labels: Any, global_valid_tokens: Tensor) -> Tensor:
         """One pack; after the last one, what all ranks' packs gave, before the optimizer uses it."""
@@ -280,7 +284,7 @@ class DraftTrainer(Trainer):
     def _calibrate(self) -> None:
         """Fit the new draft to the states of the first step's packs, the same on all ranks."""
         (model,) = self.model_parts
-        packs = [self._around.prefetcher.take(1, index) for index in range(self._around.steps.packs_per_rank)]
+        packs = [self._take(1, index) for index in range(self._around.steps.packs_per_rank)]
         sums = torch.zeros(packs[0].aux.shape[1] + 1, dtype=torch.float64, device=self.device)
         for pack in packs:
             sums[:-1] += pack.aux.double().square().sum(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbatch.training.buffers import Buffer, PackRows
+from specbatch.training.buffers import Buffer, PackRows, joined
 from specbatch.training.drafts.pack import PackTensors, Share
 
 
@@ -32,11 +32,11 @@ class Upload:
     ) -> None:
         self._stream = stream
         if stream is None:
-            self._tensors = rows.tensors(_joined(views["aux"]), _joined(views["last"]), device, share)
+            self._tensors = rows.tensors(joined(views["aux"]), joined(views["last"]), device, share)
             return
         with stream:
             copies = {
-                name: _joined([part.to(device, non_blocking=True) for part in parts]) for name, parts in views.items()
+                name: joined([part.to(device, non_blocking=True) for part in parts]) for name, parts in views.items()
             }
             self._tensors = rows.tensors(copies["aux"], copies["last"], device, share)
         buffer.uploaded = torch.Event(device)
@@ -50,7 +50,3 @@ class Upload:
             for tensor in (self._tensors.input_ids, self._tensors.aux, self._tensors.last):
                 tensor.record_stream(current)
         return self._tensors
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -25,7 +25,7 @@ def read_pack(
     widths: dict[str, int],
     seed: int,
 ) -> None:
-    """Fill the destinations with the rows of a pack, verified.
+    """Fill the destinations with the rows of a pack, or with those of its objects that are wanted; verified.
 
     Args:
         widths: values a row of each tensor (`CaptureContract.widths`).

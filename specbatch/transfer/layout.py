@@ -10,13 +10,20 @@ from specbatch.manifest import Manifest, chunks_of, missing, object_key
 
 @dataclass(frozen=True)
 class Destination:
-    """Where all rows of one tensor of one sample go: bfloat16, one after the other."""
+    """Where the rows of one tensor of one sample go: bfloat16, one after the other."""
 
     sample: int
     tensor: str
     rows: int
     pointer: int
     """Address of ``rows * width * 2`` registered bytes."""
+    wanted: tuple[tuple[int, int], ...] | None = None
+    """First and one past the last of each run of rows that is needed: objects without any of them are not fetched, and
+    their place is left as it is. None: all rows."""
+
+    def wants(self, first: int, end: int) -> bool:
+        """Whether any of these rows is needed."""
+        return self.wanted is None or any(first < b and a < end for a, b in self.wanted)
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,15 @@ def reads(
     if lacking := missing(manifest, [(d.sample, d.tensor, d.rows) for d in wanted], widths):
         return lacking
     laid: list[Read] = []
+    keys: set[str] = set()
     for destination in wanted:
-        pointer = destination.pointer
+        pointer, row = destination.pointer, 0
         for chunk in chunks_of(manifest, destination.sample, destination.tensor):
-            laid.append(Read(object_key(run, attempt, manifest, chunk), pointer, chunk.bytes, chunk.checksum))
-            pointer += chunk.bytes
-    if len({read.key for read in laid}) != len(laid):
-        return "the manifest names an object twice"
+            read = Read(object_key(run, attempt, manifest, chunk), pointer, chunk.bytes, chunk.checksum)
+            if read.key in keys:
+                return "the manifest names an object twice"
+            keys.add(read.key)
+            if destination.wants(row, row + chunk.rows):
+                laid.append(read)
+            pointer, row = pointer + chunk.bytes, row + chunk.rows
     return laid

@@ -33,9 +33,13 @@ from specbatch.rundir import RunDir
 from specbatch.snapshot.folder import read_manifest, snapshot_path
 from specbatch.snapshot.reading import read_tensors
 from specbatch.target import capture_contract, read_target
+from specbatch.training.buffers import PackRows, Part, within
+from specbatch.training.drafts.pack import Share, part_of
 from specbatch.transfer.master import Master
 from specbatch.transfer.store import StoreClient, StoreError, checksum, usable_bytes
 
+PARTS = 5
+"""Objects of a tensor of a sample, where it has so many rows."""
 TIMES = ("seconds", "wait_s", "snapshot_s", "tokens_per_s")
 AGENT = """
 import logging, sys
@@ -96,12 +100,15 @@ class Faults:
     """Packs that it says it can't compute."""
     wrong_once: set[PackId] = field(default_factory=set)
     """Packs whose first objects are not what their manifest says."""
+    second_loses: set[PackId] = field(default_factory=set)
+    """Packs of which no object is what its manifest says, but for those that the first of two ranks that train a pack
+    together reads."""
     nan: set[PackId] = field(default_factory=set)
     """Packs with a row that is no number."""
 
 
 class Producer(threading.Thread):
-    """Claims packs and stores rows that depend on sample and tensor alone, two chunks of a tensor where it can."""
+    """Claims packs and stores rows that depend on sample and tensor alone, some chunks of a tensor where it can."""
 
     def __init__(self, stage: Stage, faults: Faults) -> None:
         super().__init__(name="producer", daemon=True)
@@ -143,22 +150,35 @@ class Producer(threading.Thread):
     def _put(self, granted: Granted) -> Manifest:
         tensors: list[torch.Tensor] = []
         chunks: list[Chunk] = []
-        wrong = granted.pack in self.faults.wrong_once
+        once = granted.pack in self.faults.wrong_once
         self.faults.wrong_once.discard(granted.pack)
+        read = self._first_reads(granted.pack) if granted.pack in self.faults.second_loses else None
+        seen = dict.fromkeys(self.stage.contract.widths, 0)
         for sample in self.stage.pack(granted.pack).samples:
             for tensor, rows in self.stage.rows(sample).items():
                 if granted.pack in self.faults.nan:
                     rows[0, 0] = float("nan")
-                middle = max(1, rows.shape[0] // 2)
-                for first, part in ((0, rows[:middle]), (middle, rows[middle:])):
-                    if part.shape[0]:
-                        seed = self.stage.rendezvous.checksum_seed + wrong
-                        tensors.append(part)
-                        chunks.append(Chunk(sample, tensor, first, part.shape[0], part.nbytes, checksum(part, seed)))
+                first = 0
+                for part in rows.tensor_split(PARTS):
+                    end = first + part.shape[0]
+                    if first == end:
+                        continue
+                    spared = read is None or within(read[tensor], seen[tensor] + first, seen[tensor] + end)
+                    seed = self.stage.rendezvous.checksum_seed + (once or not spared)
+                    tensors.append(part)
+                    chunks.append(Chunk(sample, tensor, first, end - first, part.nbytes, checksum(part, seed)))
+                    first = end
+                seen[tensor] += rows.shape[0]
         manifest = Manifest(granted.claim, granted.pack, tuple(chunks))
         keys = [object_key(self.stage.rendezvous.run, self.stage.attempt, manifest, chunk) for chunk in chunks]
         self.store.put(keys, [t.data_ptr() for t in tensors], [t.nbytes for t in tensors], segment=granted.segment)
         return manifest
+
+    def _first_reads(self, pack: PackId) -> Part:
+        """What the first of two ranks that train a pack together reads of it."""
+        rows = PackRows.of(self.stage.pack(pack), self.stage.corpus, self.stage.contract)
+        steps = self.stage.config.draft.ttt_steps
+        return part_of(torch.from_numpy(rows.loss_mask), rows.lengths, Share(0, 2), steps)
 
 
 class Stage:

@@ -9,7 +9,7 @@ import torch
 
 from specbatch.capture import CaptureContract
 from specbatch.plan import Pack
-from specbatch.training.buffers import PackRows, empty_pack, make_buffers
+from specbatch.training.buffers import PackRows, empty_pack, make_buffers, only
 from tests.training.test_steps import PaperCorpus
 
 CONTRACT = CaptureContract((0, 1, 2), hidden=4)
@@ -30,6 +30,22 @@ def test_every_sample_has_a_place_of_its_own_and_is_seen_in_the_packs_order() ->
         expected = [n for n, d in enumerate(destinations) if d.tensor == tensor for _ in range(d.rows)]
         assert views[tensor].shape == (len(expected), width)
         assert views[tensor][:, 0].tolist() == views[tensor][:, -1].tolist() == expected
+
+
+def test_a_part_of_a_pack_says_what_it_wants_of_each_sample_and_is_found_where_the_whole_would_be() -> None:
+    rows = PackRows.of(PACK, PaperCorpus(6), CONTRACT)
+    _memory, [buffer] = make_buffers(1, 24, CONTRACT.widths, pinned=False)
+    part = {"aux": torch.tensor([1, 2, 5, 6, 7]), "last": torch.tensor([], dtype=torch.int64)}
+    destinations, views = buffer.place(rows, CONTRACT.widths, part)
+    whole, _ = buffer.place(rows, CONTRACT.widths)
+    assert [d.pointer for d in destinations] == [d.pointer for d in whole]
+    assert [count for _, tensor, count in rows.rows if tensor == "aux"] == [5, 2, 7]
+    assert [d.wanted for d in destinations] == [((1, 3),), ((0, 2),), ((0, 1),), (), (), ()]
+    views["aux"][:, 0] = torch.arange(14)
+    found = only(views, part)
+    assert [run[:, 0].tolist() for run in found["aux"]] == [[1, 2], [5, 6, 7]]
+    assert sum(map(len, found["last"])) == 0
+    assert [len(run) for runs in only(views, None).values() for run in runs] == [14, rows.count("last")]
 
 
 def test_the_longest_pack_fits() -> None:

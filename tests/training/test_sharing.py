@@ -136,8 +136,14 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
         result, gradients = ours(draft, share_of(pack, Share(rank, ranks)), WEIGHTS[:STEPS])
     for tensor in (result, *gradients.values()):
         dist.all_reduce(tensor)
+    evaluated, proposed = draft.evaluate(share_of(pack, Share(rank, ranks)), WEIGHTS[:STEPS])
+    known = (proposed >= 0).sum()
+    for tensor in (evaluated, known):
+        dist.all_reduce(tensor)
+    dist.all_reduce(proposed, dist.ReduceOp.MAX)
     if rank == 0:
         torch.save((result, gradients, sent.shapes), f"{folder}/result")
+        torch.save((evaluated, proposed, known), f"{folder}/evaluated")
     dist.destroy_process_group()
 
 
@@ -151,6 +157,11 @@ def test_ranks_together_learn_exactly_what_one_does_and_send_nothing_but_first_k
     expected, of_one = ours(make_draft(STEPS, WHOLE), pack_of(_samples()), WEIGHTS[:STEPS])
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     assert difference(gradients, of_one) < 1e-10
+    evaluated, proposed, known = torch.load(tmp_path / "evaluated")
+    of_one, whole = make_draft(STEPS, WHOLE).evaluate(pack_of(_samples()), WEIGHTS[:STEPS])
+    torch.testing.assert_close(evaluated, of_one, rtol=1e-12, atol=1e-12)
+    assert torch.equal(proposed, whole)
+    assert known == (whole >= 0).sum(), "no column is computed by two ranks"
     # Keys and values together; and back their gradients.
     most = max(map(len, layout_of([sample.mask for sample in _samples()]).divide(ranks)))
     assert set(sent) == {

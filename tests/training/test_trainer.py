@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import torch
 
 from specbatch.config import dump_config
 from specbatch.corpus import make_plan, open_corpus
+from specbatch.dispatch.engines import VOID_LOSSES
 from specbatch.dispatch.messages import Phase
 from specbatch.manifest import PackId
 from specbatch.plan import Pack, Plan
@@ -100,6 +102,15 @@ def undisturbed(folder: Path, tiny_target: Path, master: Master) -> Outcome:
         return outcome(stage)
 
 
+@pytest.fixture(scope="module")
+def together(folder: Path, tiny_target: Path, master: Master) -> Outcome:
+    """Both ranks train every pack together."""
+    with stage_at(folder, tiny_target, master, "together", together=2, record=2) as stage:
+        assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 0
+        return outcome(stage)
+
+
 def assert_same(outcome: Outcome, other: Outcome) -> None:
     """Weights, optimizer states, schedule, random generators and position, to the last bit, and what was reported."""
     assert without_times(outcome.lines) == without_times(other.lines)
@@ -151,18 +162,20 @@ def test_the_best_snapshot_is_kept_besides_the_newest_two(folder: Path, undistur
     assert set(snapshots(folder / "undisturbed" / "snapshots")) == {6, 8, best}
 
 
+@pytest.mark.parametrize("name", ["undisturbed", "together"])
 def test_an_evaluation_is_what_its_snapshots_draft_gives(
-    folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
+    folder: Path, tiny_target: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
     """Computed again here, all held-out samples as one pack each, with weights that were read from the snapshot."""
+    found: Outcome = request.getfixturevalue(name)
     config = make_config(tiny_target, folder)
-    config.run.dir = str(folder / "undisturbed")
-    run_dir = RunDir(folder / "undisturbed")
+    config.run.dir = str(folder / name)
+    run_dir = RunDir(folder / name)
     corpus, target = open_corpus(run_dir), read_target(tiny_target)
     plan, contract = make_plan(config, corpus), capture_contract(config, target)
     draft = Eagle3(settings(config, target, corpus))
     draft.initialize(0, embedding(target), lm_head(target))
-    draft.load_state_dict({name: undisturbed.state[name] for name in draft.state_dict()})
+    draft.load_state_dict({parameter: found.state[parameter] for parameter in draft.state_dict()})
     sums, counts, accepted = torch.zeros(2, 3), np.zeros(3, dtype=int), np.zeros(4, dtype=int)
     for pack in plan.heldout:
         for index in pack.samples:
@@ -177,7 +190,7 @@ def test_an_evaluation_is_what_its_snapshots_draft_gives(
             sums += result
             counts += supervised_counts(sample.loss_mask, 3)
             accepted += accepted_counts(proposed.numpy(), greedy, sample.loss_mask, 3)
-    evaluation = undisturbed.lines[-1]["evaluation"]
+    evaluation = found.lines[-1]["evaluation"]
     assert evaluation["losses"] == pytest.approx((sums[0].numpy() / counts).tolist(), rel=1e-5)
     assert evaluation["accuracy"] == pytest.approx((sums[1].numpy() / counts).tolist())
     assert (evaluation["accepted"], evaluation["loss_tokens"]) == (accepted.tolist(), int(counts[0]))
@@ -193,8 +206,11 @@ def test_training_goes_on_as_without_evaluations(
         stage.producer.faults.void = void_packs(stage.plan)
         assert stage.end() == 0, stage.tell()
         plain = outcome(stage)
-    lines = [{key: value for key, value in line.items() if key != "evaluation"} for line in undisturbed.lines]
-    assert_same(plain, replace(undisturbed, lines=lines))
+    assert_same(plain, replace(undisturbed, lines=[without_evaluation(line) for line in undisturbed.lines]))
+
+
+def without_evaluation(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "evaluation"}
 
 
 def test_one_rank_learns_what_two_do(folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome) -> None:
@@ -204,16 +220,37 @@ def test_one_rank_learns_what_two_do(folder: Path, tiny_target: Path, master: Ma
 
 
 def test_ranks_that_train_every_pack_together_learn_the_same(
-    folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
+    folder: Path, together: Outcome, undisturbed: Outcome
 ) -> None:
-    with stage_at(folder, tiny_target, master, "together", together=2, record=2) as stage:
-        assert stage.end() == 0, stage.tell()
-        assert stage.deaths() == 0
-        assert_close(outcome(stage), undisturbed)
-    verdicts = replay(stage.run_dir, start=6)
+    assert_close(together, undisturbed)
+    run_dir = RunDir(folder / "together")
+    verdicts = replay(run_dir, start=6)
     assert [verdict["step"] for verdict in verdicts] == [7, 8]
     assert all(verdict["same"] and not verdict["packs"] for verdict in verdicts), "and again, from recordings"
-    assert replay(stage.run_dir, start=6, count=1, ranks=1)[0]["relative"] < 1e-6, "out of the parts of both"
+    assert replay(run_dir, start=6, count=1, ranks=1)[0]["relative"] < 1e-6, "out of the parts of both"
+
+
+def test_a_pack_that_one_of_its_ranks_can_not_get_trains_as_zero_on_all_of_them(
+    folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
+) -> None:
+    """The first rank has its part of the packs, which a run without them trains as zero, too. So it is with a held-out
+    pack."""
+    with stage_at(folder, tiny_target, master, "one loses", together=2) as stage:
+        faults, heldout = stage.producer.faults, stage.plan.heldout[0].id
+        faults.void, faults.second_loses = set(), {heldout, *void_packs(stage.plan)}
+        assert stage.end() == 0, stage.tell()
+        assert stage.deaths() == 0
+        found = outcome(stage)
+        first, second = (stage.run_dir.component_log(1, "training", rank).read_text() for rank in range(2))
+    evaluations = [line.pop("evaluation") for line in found.lines if "evaluation" in line]
+    assert [evaluation["packs"] for evaluation in evaluations] == [2, 2, 2]
+    assert_close(found, replace(undisturbed, lines=[without_evaluation(line) for line in undisturbed.lines]))
+    assert found.void == [heldout, *undisturbed.void]
+    assert f"void held-out pack={heldout[0]}.{heldout[1]} why=a rank that evaluates it too has not got it" in first
+    for epoch, index in undisturbed.void:
+        assert f"void pack={epoch}.{index} why=a rank that trains it too has not got it" in first
+        assert f"void pack={epoch}.{index} why=lost {VOID_LOSSES} times" in second
+    assert not re.search("lost (held-out )?pack=", first)
 
 
 def assert_close(found: Outcome, other: Outcome) -> None:

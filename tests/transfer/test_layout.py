@@ -48,3 +48,11 @@ def test_destinations_without_rows_need_no_object():
 )
 def test_a_manifest_that_lacks_something_is_said_to(chunks: list[Chunk], problem: str):
     assert lay(chunks, [Destination(3, "aux", 138, 1000)]) == problem
+
+
+def test_objects_without_a_wanted_row_are_left_out_and_keep_their_place():
+    chunks = [chunk(3, "aux", first, 10) for first in (0, 10, 20, 30)]
+    laid = lay(chunks, [Destination(3, "aux", 40, 1000, wanted=((0, 3), (19, 21)))])
+    assert [read.pointer for read in laid] == [1000, 1000 + 10 * 12, 1000 + 20 * 12]
+    assert lay(chunks, [Destination(3, "aux", 40, 1000, wanted=())]) == []
+    assert lay(chunks[:3], [Destination(3, "aux", 40, 1000, wanted=())]) == "sample 3: 30 of 40 rows of aux"
