@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -98,8 +99,16 @@ def test_operations_a_token_stay_the_same_from_1k_tokens_on() -> None:
         "--repeat", "0", "--mean-length", "256", "--scaling",
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    small, large = json.loads(done.stdout.splitlines()[-1])["operations_per_token"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    small, large = found["operations_per_token"]
     assert large == pytest.approx(small, rel=0.15)
+    assert found["tokens"] == [1024, 2048]
+    assert found["power"] == pytest.approx(math.log2(2 * found["tokens_per_s"][0] / found["tokens_per_s"][1]))
+
+
+def test_the_power_of_a_growth_is_found() -> None:
+    assert program.power([1024, 2048, 4096], [3.0, 6.0, 12.0]) == pytest.approx(1)
+    assert program.power([1024, 2048, 4096], [3.0, 12.0, 48.0]) == pytest.approx(2)
 
 
 def counted(case: Case, attend) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -72,17 +73,31 @@ def compare(options: argparse.Namespace) -> None:
 def scale(options: argparse.Namespace) -> None:
     """Ours alone, from 1k tokens to as many as asked for: samples stay as long, so attention costs the same a token."""
     sizes = [1 << n for n in range(10, options.tokens.bit_length())]
+    if len(sizes) < 2:
+        raise SystemExit("--scaling needs two sizes at least: --tokens 2048 or more")
     rows = [run("ours", "--tokens", str(tokens)) for tokens in sizes]
     for row in rows:
         print(f"{row['tokens']:8} tokens  {row['tokens_per_s']:10.0f} tokens/s  "
+              f"{row['cpu_s'] / row['tokens'] * 1e6:8.1f} microseconds of processor time and "
               f"{row['operations'] / row['tokens'] / 1e6:8.1f} million operations a token  "
               f"{row['peak_bytes'] / 2**20:8.0f} MiB")  # fmt: skip
+    seconds = [row["tokens"] / row["tokens_per_s"] for row in rows]
+    print(f"time grows with the tokens to the power of {power(sizes, seconds):.2f}")
     print(json.dumps({
-        "shape": options.shape, "device": rows[0]["device"], "tokens": sizes,
+        "shape": options.shape, "device": rows[0]["device"], "loss_fraction": rows[-1]["loss_share"], "tokens": sizes,
         "tokens_per_s": [row["tokens_per_s"] for row in rows],
+        "cpu_s_per_token": [row["cpu_s"] / row["tokens"] for row in rows],
         "operations_per_token": [row["operations"] / row["tokens"] for row in rows],
-        "peak_bytes": [row["peak_bytes"] for row in rows],
+        "peak_bytes": [row["peak_bytes"] for row in rows], "power": power(sizes, seconds),
+        "cpu_power": power(sizes, [row["cpu_s"] for row in rows]),
     }))  # fmt: skip
+
+
+def power(sizes: list[int], costs: list[float]) -> float:
+    """With which power of its size something's cost grows: the slope of the best line through both logarithms."""
+    x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
 def run(only: str, *more: str) -> dict[str, Any]:
