@@ -194,17 +194,26 @@ def recorded_steps(recordings: Path) -> list[int]:
     return found
 
 
-def forget(recordings: Path, rank: int, *, before: int = 0, after: int | None = None) -> None:
-    """Delete a rank's files of old steps, or of steps that are going to be trained again.
+def forget(recordings: Path, rank: int, ranks: int, *, before: int = 0, after: int | None = None) -> None:
+    """Delete a rank's files of old steps, or of steps that are going to be trained again, and what a write that was cut
+    off left of them. Files of ranks that there are no more are divided among those that there are.
 
     Args:
+        ranks: that record now.
         before: steps below this one.
         after: steps above this one.
+
+    Raises:
+        OSError: a file can't be deleted.
     """
     for step in _steps(recordings):
         if step < before or (after is not None and step > after):
             folder = step_folder(recordings, step)
-            (folder / f"rank-{rank}.h5").unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another rank was quicker
+                for path in folder.iterdir():
+                    named = re.fullmatch(r"rank-(\d+)\.h5|\.rank-(\d+)\.part", path.name)
+                    if named and int(named[1] or named[2]) % ranks == rank:
+                        path.unlink()
             with contextlib.suppress(OSError):  # other ranks' files are in it, or it is gone already
                 folder.rmdir()
 

@@ -39,7 +39,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def start(self, trained: int) -> None:
-        forget(self._recordings, self._rank, after=trained)
+        self._forget(after=trained)
         self._thread.start()
 
     def pack(self, pack: Pack, tensors: PackTensors, result: Tensor, void: dict[str, str]) -> None:
@@ -60,22 +60,31 @@ class Recorder:
     def _run(self) -> None:
         while (recorded := self._steps.get()) is not None:
             packs, line = recorded
-            step = line["step"]
-            try:
-                size = write_rank(
-                    self._recordings, step, packs, line,
-                    rank=self._rank, ranks=self._ranks, together=self._share.ranks,
-                )  # fmt: skip
-                forget(self._recordings, self._rank, before=step - self._keep + 1)
-            except OSError as error:
-                log.error("RECORDING FAILED, training goes on without step=%d why=%s", step, error)
-                self._failed = True
-                self._tell(f"recording of rank {self._rank}", f"step {step}: {error}")
-            else:
-                if self._failed:
-                    self._failed = False
-                    self._tell(f"recording of rank {self._rank}", "")
-                log.info("recorded step=%d bytes=%d", step, size)
+            self._record(packs, line)
+            # After a failure, too: that may be the room which is lacking.
+            self._forget(before=line["step"] - self._keep + 1)
+
+    def _record(self, packs: list[RecordedPack], line: dict[str, Any]) -> None:
+        step, what = line["step"], f"recording of rank {self._rank}"
+        try:
+            size = write_rank(
+                self._recordings, step, packs, line, rank=self._rank, ranks=self._ranks, together=self._share.ranks
+            )
+        except Exception as error:  # of any kind: training would wait for ever for a thread that is gone
+            log.error("RECORDING FAILED, training goes on without step=%d why=%r", step, error)
+            self._failed = True
+            self._tell(what, f"step {step}: {error}")
+            return
+        if self._failed:
+            self._failed = False
+            self._tell(what, "")
+        log.info("recorded step=%d bytes=%d", step, size)
+
+    def _forget(self, *, before: int = 0, after: int | None = None) -> None:
+        try:
+            forget(self._recordings, self._rank, self._ranks, before=before, after=after)
+        except OSError as error:
+            log.error("old recordings can't be deleted path=%s why=%s", self._recordings, error)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -214,9 +214,13 @@ def without_evaluation(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_one_rank_learns_what_two_do(folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome) -> None:
-    with stage_at(folder, tiny_target, master, "one rank", ranks=1) as stage:
+    stage = stage_at(folder, tiny_target, master, "one rank", ranks=1, record=2)
+    stage.run_dir.recordings.write_text("a file where the folder should be")
+    with stage:
         assert stage.end() == 0, stage.tell()
         assert_close(outcome(stage), undisturbed)
+        ((what, why),) = stage.report().troubles
+    assert (what, why.split(":")[0]) == ("recording of rank 0", "step 8"), "what can't be recorded changes nothing"
 
 
 def test_ranks_that_train_every_pack_together_learn_the_same(
