@@ -22,6 +22,8 @@ How the trainer uses it:
 - ``trainer.checkpointer.take_blocked_s()``: seconds that saves held the trainer up since it was last asked.
 - ``trainer.checkpointer.tell``, if it is set, is called by rank 0 with ``snapshot`` and why one could not be written,
   and with an empty reason after each that was.
+- ``trainer.checkpointer.make_room``, if it is set, is called by every rank where the last snapshot has no room, before
+  it is tried once more.
 - ``trainer.checkpointer.superseded``, if it is set, says whether a later attempt has begun: then nothing is written
   and nothing deleted any more, and a last save is a `RunError`.
 - ``trainer.close()`` before ``destroy_process_group()``: it awaits a save under way. After an error don't close:
@@ -33,6 +35,7 @@ Not run on a GPU yet: staging through pinned memory, and the GPU's random genera
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -60,6 +63,7 @@ from specbatch.snapshot.storage import HDF5Reader, HDF5Writer
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RandomState(Stateful):
@@ -118,6 +122,9 @@ class HDF5CheckpointManager(CheckpointManager):
         self.pace: Pace | None = None
         self.wanted: int | None = None
         self.tell: Callable[[str, str], None] | None = None
+        self.make_room: Callable[[], None] | None = None
+        self._no_room = False
+        """Whether that is why the last save failed."""
         self._blocked_s = 0.0
         if not self.enable:
             return
@@ -160,6 +167,8 @@ class HDF5CheckpointManager(CheckpointManager):
         saving = super()._save(curr_step, last_step)
         if last_step and saving and self.saved_step != curr_step:
             self._prune(keep=1)
+            if self._no_room and self.make_room is not None:
+                self.make_room()
             super()._save(curr_step, last_step=True)
             if self.saved_step != curr_step:
                 raise RunError(
@@ -214,6 +223,7 @@ class HDF5CheckpointManager(CheckpointManager):
         Args:
             blocked_s: how long training stood still.
         """
+        self._no_room = failure is not None and _lacks_room(failure)
         if failure is None:
             self.saved_step = step
         if self.rank:
@@ -335,6 +345,11 @@ def _manifest_or_damage(snapshot: Path) -> SnapshotManifest | DamagedSnapshot:
         return read_manifest(snapshot)
     except DamagedSnapshot as error:
         return error
+
+
+def _lacks_room(failure: CheckpointException) -> bool:
+    """Whether any rank's disk is full."""
+    return any(isinstance(error, OSError) and error.errno in NO_ROOM for error, _ in failure.failures.values())
 
 
 def _reason(failure: CheckpointException) -> str:

@@ -162,6 +162,8 @@ def train(run_dir: RunDir, attempt: int, starts: int) -> None:
         )
     )
     trainer.checkpointer.tell = tell
+    if recorder is not None:
+        trainer.checkpointer.make_room = recorder.give_way
     trainer.train()
     trainer.close()
     if recorder is not None:

@@ -48,7 +48,8 @@ class Recorder:
         self._packs.append(RecordedPack(pack.id, pack.samples, tensors.lengths, why, copies, _copy(result)))
 
     def step(self, line: dict[str, Any]) -> None:
-        self._steps.put((self._packs, line))
+        if self._thread.is_alive():
+            self._steps.put((self._packs, line))
         self._packs = []
 
     def close(self) -> None:
@@ -56,6 +57,14 @@ class Recorder:
         if self._thread.is_alive():
             self._steps.put(None)
             self._thread.join()
+
+    def give_way(self) -> None:
+        """Delete what this rank recorded, and record no more: the run's last snapshot needs the room."""
+        self.close()
+        self._forget(after=0)
+        why = "deleted, since the last snapshot had no room"
+        log.error("RECORDINGS DELETED path=%s why=%s", self._recordings, why)
+        self._tell(f"recording of rank {self._rank}", why)
 
     def _run(self) -> None:
         while (recorded := self._steps.get()) is not None:

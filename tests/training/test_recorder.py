@@ -90,6 +90,20 @@ def test_what_cannot_be_recorded_for_any_reason_is_told_and_training_is_not_held
     assert recorded_steps(tmp_path) == [3]
 
 
+def test_recordings_give_way_to_a_last_snapshot_and_training_is_not_held_up(tmp_path: Path) -> None:
+    told: Told = []
+    recorder = recorder_of(tmp_path, told)
+    recorder.start(0)
+    train(recorder, 1)
+    recorder.give_way()
+    assert not list(tmp_path.iterdir())
+    assert told == [("recording of rank 0", "deleted, since the last snapshot had no room")]
+    for step in (2, 3, 4):
+        train(recorder, step)
+    recorder.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_on_fewer_ranks_nothing_is_left_of_steps_that_are_trained_again(tmp_path: Path) -> None:
     for rank in range(4):
         recorder = recorder_of(tmp_path, [], rank=rank, ranks=4)
