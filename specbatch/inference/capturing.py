@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -28,10 +29,19 @@ from specbatch.inference.orders import (
     Settings,
     new_order,
 )
-from specbatch.inference.server import EngineError, RequestRefused, ServerDied, ServerSilent, SGLangServer
+from specbatch.inference.server import (
+    ConnectionLost,
+    EngineError,
+    RequestRefused,
+    ServerDied,
+    ServerSilent,
+    SGLangServer,
+)
 
 logger = logging.getLogger(__name__)
 
+CONNECTIONS_LOST = 3
+"""So many connections may break between two answers before the engine counts as broken."""
 PROBE_TOKENS = 8
 PROBE_TIMEOUT_S = 120.0
 PLUGIN_TIMEOUT_S = 15.0
@@ -81,6 +91,9 @@ class CapturingServer:
         self._context = zmq.Context()
         self._results = self._context.socket(zmq.PULL)
         self._failures: queue.SimpleQueue[NotCaptured] = queue.SimpleQueue()
+        self._lost = 0
+        """Connections since the last answer."""
+        self._lost_lock = threading.Lock()
         self._requests = ThreadPoolExecutor(requests, thread_name_prefix="specbatch-request")
 
     def __enter__(self) -> CapturingServer:
@@ -147,17 +160,29 @@ class CapturingServer:
             ],
         }
         try:
-            answers = self.server.generate(payload, self.request_timeout_s)
+            # Once: what an order's claim stored it stores never again.
+            answers = self.server.generate(payload, self.request_timeout_s, tries=1)
         except RequestRefused as error:
             self._failures.put(NotCaptured(orders[0].claim, None, f"SGLang refused it: {error}", Fault.PACK))
+        except ConnectionLost as error:
+            # The claim is given back, and nothing else happens, unless that goes on.
+            sample = orders[0].sample if self._count_lost() <= CONNECTIONS_LOST else None
+            self._failures.put(NotCaptured(orders[0].claim, sample, str(error), Fault.OTHER))
         except (ServerDied, ServerSilent) as error:
             self._failures.put(NotCaptured(orders[0].claim, None, str(error), Fault.OTHER))
         else:
+            with self._lost_lock:
+                self._lost = 0
             for order, answer in zip(orders, answers, strict=True):
                 reason = answer["meta_info"]["finish_reason"]
                 if reason["type"] != "length":
                     why = f"SGLang ended it: {reason.get('message', reason['type'])}"
                     self._failures.put(NotCaptured(order.claim, order.sample, why, Fault.PACK))
+
+    def _count_lost(self) -> int:
+        with self._lost_lock:
+            self._lost += 1
+            return self._lost
 
     def _probe(self) -> None:
         """Show that the plugin is there and captures what was asked for.

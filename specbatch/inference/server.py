@@ -7,6 +7,7 @@ file of its own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ from specbatch.inference.accelerator import accelerator_available
 logger = logging.getLogger(__name__)
 
 READY_POLL_S = 0.25
+HEALTH_TIMEOUT_S = 30.0
+TRIES = 3
+"""How often a request is sent whose connection breaks."""
 STARTS = 3
 """How often another port is tried when somebody took the one that was free."""
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -55,6 +59,10 @@ class ServerDied(EngineError):
 
 class ServerSilent(EngineError):
     """The server did not answer in time."""
+
+
+class ConnectionLost(EngineError):
+    """A request's connection broke, and the server works: it answers on another one."""
 
 
 class RequestRefused(Exception):
@@ -145,22 +153,41 @@ class SGLangServer:
         """Whether the server's process runs."""
         return self._process is not None and self._process.poll() is None
 
-    def generate(self, payload: Mapping[str, Any], timeout_s: float = 600.0) -> Any:
+    def healthy(self) -> bool:
+        """Whether the server can be reached and computes; takes a second."""
+        try:
+            self._request("GET", "/health_generate", HEALTH_TIMEOUT_S)
+        except (EngineError, RequestRefused):
+            return False
+        return True
+
+    def generate(self, payload: Mapping[str, Any], timeout_s: float = 600.0, tries: int = TRIES) -> Any:
         """POST to ``/generate``; safe to call from many threads.
 
         Args:
             payload: as SGLang documents it; a list of prompts gives a list of results.
             timeout_s: seconds without any answer after which the server counts as silent.
+            tries: how often it is sent, if its connection breaks and the server is healthy. It may have been computed.
 
         Returns:
             SGLang's answer: one dict, or a list of them.
 
         Raises:
             RequestRefused: SGLang answered with an error.
+            ConnectionLost: its connection broke, each time.
             ServerDied: the server ended.
             ServerSilent: no answer in time.
         """
-        return self._request("POST", "/generate", timeout_s, json=payload).json()
+        for tried in itertools.count(1):
+            try:
+                return self._request("POST", "/generate", timeout_s, json=payload).json()
+            except ServerDied as error:
+                if not self.healthy():
+                    raise
+                logger.warning("connection lost, the engine is healthy tried=%d of=%d why=%s", tried, tries, error)
+                if tried >= tries:
+                    raise ConnectionLost(f"a connection to the healthy engine broke: {error}") from error
+        raise AssertionError("not reached")
 
     def get(self, path: str, timeout_s: float = 30.0) -> Any:
         """GET a path that answers in JSON, such as ``/get_server_info``; errors as in `generate`."""
@@ -178,6 +205,8 @@ class SGLangServer:
             self._local.session = requests.Session()
             self._local.session.trust_env = False
             self._local.session.headers["Authorization"] = f"Bearer {self._key}"
+            # SGLang closes one that idles for 5 s, perhaps just when it is used again.
+            self._local.session.headers["Connection"] = "close"
         try:
             answer = self._local.session.request(method, self.url + path, timeout=(10.0, timeout_s), **options)
         except requests.Timeout as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
@@ -142,3 +144,23 @@ def random_samples(lengths: Sequence[int], vocabulary: int = NAN_TOKEN) -> list[
     """int32 token ids, the same for the same lengths."""
     generator = np.random.default_rng(7)
     return [generator.integers(0, vocabulary, length, dtype=np.int32) for length in lengths]
+
+
+def engine_processes(folder: Path) -> list[psutil.Process]:
+    """Processes of engines whose logs lie in this folder; other tests' engines may be up too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(folder):
+                found.append(process)
+    return found
+
+
+def schedulers(folder: Path) -> list[psutil.Process]:
+    """Those of an engine's processes that compute: they have the store's client loaded."""
+    found = []
+    for process in engine_processes(folder):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(mapped.path.endswith("mooncake/store.so") for mapped in process.memory_maps()):
+                found.append(process)
+    return found

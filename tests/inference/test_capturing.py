@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -11,7 +15,7 @@ import requests
 import torch
 
 from specbatch.dispatch.messages import Fault
-from specbatch.inference.capturing import CapturingServer
+from specbatch.inference.capturing import CONNECTIONS_LOST, CapturingServer
 from specbatch.inference.orders import Captured, NotCaptured, new_order
 from specbatch.inference.server import EngineError, ServerDied
 from specbatch.manifest import Manifest, claim_prefix, object_key
@@ -25,6 +29,7 @@ from tests.inference.lab import (
     capture,
     capture_rows,
     random_samples,
+    schedulers,
     truth,
 )
 
@@ -138,6 +143,52 @@ def test_a_request_that_was_changed_on_its_way_is_not_stored(whole: CapturingSer
     result = whole.results(30.0)[0]
     assert isinstance(result, NotCaptured)
     assert "other tokens" in result.why
+
+
+def cut_connections(server: CapturingServer) -> int:
+    """Shut down what this process has open to a server, as a network that loses connections would; how many it had."""
+    port, done = urlsplit(server.server.url).port, 0
+    for connection in psutil.Process().net_connections("tcp4"):
+        if connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port == port:
+            with socket.socket(fileno=os.dup(connection.fd)) as copy:
+                copy.shutdown(socket.SHUT_RDWR)
+            done += 1
+    return done
+
+
+def lose_connection(server: CapturingServer) -> NotCaptured:
+    """Send a sample to an engine that stands still, cut the connection, let it go on; what becomes of the sample."""
+    (scheduler,) = schedulers(server.server.log.parent)
+    claim, (sample,) = CLAIMS.new(), random_samples([40])
+    scheduler.suspend()
+    try:
+        server.send([new_order(claim, (0, claim), 5, "", sample, {name: np.arange(40) for name in WIDTHS})], [sample])
+        until = time.monotonic() + 20
+        while not cut_connections(server):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        scheduler.resume()
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for result in server.results(0.2):
+            if isinstance(result, NotCaptured) and result.claim == claim:
+                return result
+    raise AssertionError("nothing was said of it")
+
+
+def test_a_broken_connection_costs_its_claim_and_not_the_engine_unless_it_goes_on(
+    whole: CapturingServer, lab: Lab, reference: torch.nn.Module
+) -> None:
+    for _ in range(CONNECTIONS_LOST):
+        lost = lose_connection(whole)
+        assert (lost.sample, lost.fault) == (5, Fault.OTHER), "of one sample: the claim is given back"
+        assert "a connection to the healthy engine broke" in lost.why
+    lost = lose_connection(whole)
+    assert (lost.sample, lost.fault) == (None, Fault.OTHER), "of none: the engine is started again"
+    (sample,) = random_samples([60])
+    assert_true(stored(lab, capture(whole, [sample]), 0), truth(reference, sample))
+    assert lose_connection(whole).sample == 5, "after an answer it is counted anew"
 
 
 def test_requests_without_an_order_are_none_of_ours(whole: CapturingServer) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from specbatch.dispatch.client import Client
 from specbatch.errors import RunError
 from specbatch.inference.engine import Engine
+from tests.inference.lab import engine_processes, schedulers
 from tests.inference.run import Stage, Trainer, in_thread, stage
 
 pytestmark = pytest.mark.slow
@@ -24,26 +25,6 @@ WORDS = ["the", "draft", "proposes", "what", "the", "target", "would", "have", "
 def texts(count: int) -> list[str]:
     """Texts of many lengths."""
     return [" ".join(WORDS[(i * 7 + j) % len(WORDS)] + str(i) for j in range(4 + i * 5 % 37)) for i in range(count)]
-
-
-def engine_processes(folder: Path) -> list[psutil.Process]:
-    """Processes of engines whose logs lie in this folder; other tests' engines may be up too."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(folder):
-                found.append(process)
-    return found
-
-
-def schedulers(folder: Path) -> list[psutil.Process]:
-    """Those of an engine's processes that compute: they have the store's client loaded."""
-    found = []
-    for process in engine_processes(folder):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any(mapped.path.endswith("mooncake/store.so") for mapped in process.memory_maps()):
-                found.append(process)
-    return found
 
 
 def scheduler_of(engine: Engine, *, starts: int) -> psutil.Process:
