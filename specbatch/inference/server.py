@@ -104,7 +104,8 @@ class SGLangServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._local = threading.local()
-        self._key = secrets.token_urlsafe()
+        # In hexadecimal: from its configuration file SGLang makes options, and takes what begins with - for one.
+        self._key = secrets.token_hex(32)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> SGLangServer:

@@ -32,6 +32,11 @@ def test_arguments_reach_sglang_byte_for_byte() -> None:
     ]
 
 
+def test_no_key_is_taken_for_an_option(tmp_path: Path) -> None:
+    # One in 64 began with a dash once, and its engine did not start.
+    assert all(SGLangServer({}, tmp_path / "log")._key.isalnum() for _ in range(1000))
+
+
 def test_ranks_get_cores_of_their_own_where_there_are_enough() -> None:
     assert bind_cores([0, 1, 2, 3], 2, None) == "0,1|2,3"
     assert bind_cores([4, 5, 6, 7], 2, 1) == "4|5"
