@@ -25,6 +25,7 @@ from specbatch.errors import AttemptError, RunError
 from specbatch.launch.marks import Mark, leave_mark, read_mark
 from specbatch.launch.pulse import SILENT_S
 from specbatch.launch.signals import on_signal
+from specbatch.launch.stall import Stall, who_waits
 from specbatch.rundir import RunDir, write_json
 from specbatch.transfer.master import Master
 
@@ -112,9 +113,9 @@ class _Watch:
         self.server, self.master, self.training_nodes = server, master, training_nodes
         self.began, self._began = time.time(), time.monotonic()
         self.why = ""
-        self._progress: tuple[int, ...] = ()
-        self._progress_at = time.monotonic()
-        self._told_at: float | None = None
+        self._stall = Stall(config.run.stall_timeout_s, time.monotonic())
+        self._worked = False
+        """Whether packs have been computed for ranks that were there."""
         self._unwritten = ""
         """Why the status can't be written."""
         self._owner = _owner()
@@ -180,18 +181,8 @@ class _Watch:
             return _failure_of(engines[0])
         if report.error:
             return RunError(report.error)
-        stalled = self._stall(report)
+        stalled = self._stall.look(report, time.monotonic())
         return AttemptError(stalled) if stalled else None
-
-    def _stall(self, report: Report) -> str:
-        """Who waits for whom, if nothing has moved for too long."""
-        now = time.monotonic()
-        progress = (report.step, report.stored, report.ranks, *(engine.packs for engine in report.engines))
-        if progress != self._progress or report.phase is not Phase.WORK:
-            self._progress, self._progress_at = progress, now
-        if now - self._progress_at < self.config.run.stall_timeout_s:
-            return ""
-        return f"no progress for {self.config.run.stall_timeout_s:.0f} s: {'; '.join(who_waits(report))}"
 
     def _fail(self, report: Report, failure: RunError) -> None:
         """Let the others save what they can, then say why."""
@@ -206,8 +197,8 @@ class _Watch:
     def _stage(self, report: Report, marks: dict[str, Mark | None]) -> str:
         if report.phase is Phase.TRAINED:
             return "evaluating" if marks["training-0"] else "exporting"
-        ready = any(engine.packs for engine in report.engines)
-        return "training" if (ready and report.ranks) or report.step else "starting"
+        self._worked |= bool(report.ranks) and any(engine.packs for engine in report.engines)
+        return "training" if self._worked else "starting"
 
     def _write_if_possible(self, report: Report, state: str, stage: str) -> None:
         """Write the status of a run that goes on, which a full disk doesn't end."""
@@ -257,16 +248,6 @@ class _Watch:
 def _failure_of(mark: Mark) -> RunError:
     kind = AttemptError if mark.again else RunError
     return kind(f"{mark.component}: {mark.why}")
-
-
-def who_waits(report: Report) -> list[str]:
-    """Who waits for whom, in words."""
-    words = [f"rank {rank} waits for pack {pack[0]}.{pack[1]}" for rank, pack in report.waiting]
-    words += [
-        f"engine {engine.name} is {engine.state} with {engine.claims} packs, heard {engine.last_heard_s:.0f} s ago"
-        for engine in report.engines
-    ]
-    return words or ["no engine and no rank has been heard of"]
 
 
 class _Events:
