@@ -16,7 +16,7 @@ from typing import Any
 
 from specbatch.config import Config, load_config
 from specbatch.errors import RunError, UserError
-from specbatch.launch.history import begin_attempt, last_status, read_attempt
+from specbatch.launch.history import begin_attempt, last_status
 from specbatch.launch.marks import Mark, leave_mark, read_mark
 from specbatch.launch.prepare import prepare
 from specbatch.launch.slurm import commands
@@ -134,11 +134,11 @@ def _nothing_to_do(run_dir: RunDir, job: int) -> str:
         return "the run is complete"
     if run_dir.cancelled.exists():
         return "the run is cancelled; `specbatch resume` goes on with it"
-    last = max(run_dir.attempts(), default=0)
-    before = read_attempt(run_dir, last) if last else None
-    if before is not None and before.job not in (0, job) and _was_cancelled(run_dir, before.job):
-        write_json(run_dir.cancelled, {"why": f"job {before.job} was cancelled", "time": time.time()})
-        return f"job {before.job} was cancelled, and so is the run; `specbatch resume` goes on with it"
+    # Only who waited for a job's end asks how it came: any other job is somebody's wish to go on.
+    before = next((each.after for each in read_jobs(run_dir, "run") if each.id == job), 0)
+    if before and _was_cancelled(before):
+        write_json(run_dir.cancelled, {"why": f"job {before} was cancelled", "time": time.time()})
+        return f"job {before} was cancelled, and so is the run; `specbatch resume` goes on with it"
     return ""
 
 
@@ -155,7 +155,7 @@ def cancelled_now(job: int, answer: Answer) -> bool:
     return bool(now) and all(row.state == ENDING and row.reason != "TimeLimit" for row in now)
 
 
-def _was_cancelled(run_dir: RunDir, job: int) -> bool:
+def _was_cancelled(job: int) -> bool:
     """Whether somebody cancelled a job, as far as Slurm remembers."""
     answer = ask([job], [os.getuid()], LOOK_S)
     rows = ask_closely(job, LOOK_S) or [*answer.past.get(job, []), *answer.queue.get(job, [])]
