@@ -11,7 +11,7 @@ from specbatch.config import Config, load_config
 from specbatch.config.profile import profiles
 from specbatch.errors import UserError
 from specbatch.launch.slurm.byhand import make
-from specbatch.launch.slurm.script import render, requests
+from specbatch.launch.slurm.script import AGAIN, render, requests
 from specbatch.launch.slurm.shape import check_shape
 from specbatch.rundir import RunDir
 
@@ -102,6 +102,11 @@ def test_layouts_differ_in_who_has_nodes(tmp_path, tiny_target):
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_a_template_is_bash(path):
     assert parses(path.read_text())
+
+
+def test_an_engine_by_hand_is_requeued_as_one_that_was_added_is():
+    template = next(path for path in TEMPLATES if path.name == "engine.sbatch")
+    assert template.read_text().endswith(AGAIN)
 
 
 def test_a_script_by_hand_makes_the_run_from_what_its_job_was_given(tmp_path, tiny_target):

@@ -87,7 +87,7 @@ def render_engines(config: Config, run_dir: RunDir) -> str:
     lines = [
         "#!/bin/bash",
         "# Engines that join a running run of specbatch, and may vanish at any time. `specbatch scale` submits them,",
-        "# and by hand `sbatch --array=0-3 --partition=preempt engines.sbatch` by hand.",
+        "# `sbatch --array=0-3 --partition=preempt engines.sbatch` by hand does, too.",
         "",
         *(f"#SBATCH {_directive(name, value)}" for name, value in block.items() if value is not None),
         "",
@@ -97,7 +97,7 @@ def render_engines(config: Config, run_dir: RunDir) -> str:
         "# The engine hears TERM and USR2 itself; this script waits for it.",
         "trap : TERM USR2",
         *_srun(Part("engine", settings, 1, 1, ""), f"{_python(settings)} -u -m specbatch engine ."),
-        _AGAIN,
+        AGAIN,
     ]
     return "\n".join(lines)
 
@@ -281,7 +281,7 @@ _CLEAN = """\
 unset {leftovers}
 """
 
-_AGAIN = """\
+AGAIN = """\
 code=$?
 # 75: it was called away, and the run goes on. For Slurm, what is being preempted runs, and what was cancelled does not.
 # An element of an array may have the array's own id.
