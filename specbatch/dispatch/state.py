@@ -332,6 +332,7 @@ class Dispatcher:
         world.trained[request.rank] = request.step
         while min(world.trained.values()) > self._window.step:
             self._engines.trained(self._window.leave())
+            self._journal.event("trained", step=self._window.step)
             self._extend()
             self._journal.changed()
         return Done()

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Seconds that a run took to its first step, and after each interruption to the next new one, from its own files.
+
+    python tools/bench/recovery.py RUN
+
+One line an attempt. DRAIN: from what ended the attempt before (the signal, or the last sign of life) to the end of its
+head. QUEUE: until the next one began, which is Slurm's affair; for the first attempt from its submission. LOAD: from an
+engine's first word to the first pack that it stored: processes, model, first batch. TOTAL: all of it until the first
+step that had not been trained before. OWN: the total without the queue and the load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specbatch.launch.history import last_status, read_attempt
+from specbatch.launch.slurm.jobs import read_jobs
+from specbatch.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How an attempt came to its first new step; in seconds."""
+
+    attempt: int
+    cause: str
+    drain_s: float
+    queue_s: float
+    load_s: float
+    total_s: float
+
+    @property
+    def own_s(self) -> float:
+        """Without the queue and the load of the model."""
+        return self.total_s - self.queue_s - self.load_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    print(f"{'ATTEMPT':>7} {'DRAIN':>7} {'QUEUE':>7} {'LOAD':>7} {'TOTAL':>7} {'OWN':>7}  AFTER")
+    for row in recoveries(RunDir(parser.parse_args().run.absolute())):
+        times = [row.drain_s, row.queue_s, row.load_s, row.total_s, row.own_s]
+        print(f"{row.attempt:7} {' '.join(f'{seconds:7.1f}' for seconds in times)}  {row.cause}")
+
+
+def recoveries(run_dir: RunDir) -> list[Recovery]:
+    """One for each attempt that trained a step which none before had trained."""
+    found, reached = [], 0
+    for number in run_dir.attempts():
+        attempt, events = read_attempt(run_dir, number), read_events(run_dir, number)
+        new = next((event for event in events if event["event"] == "trained" and event["step"] > reached), None)
+        if attempt is None or new is None:
+            continue
+        engine, stored = (
+            next(seconds(event) for event in events if event["event"] == name) for name in ("engine", "stored")
+        )
+        struck, ended, cause = end_before(run_dir, number, attempt.job, attempt.began)
+        found.append(
+            Recovery(number, cause, ended - struck, attempt.began - ended, stored - engine, seconds(new) - struck)
+        )
+        reached = max(event["step"] for event in events if event["event"] == "trained")
+    return found
+
+
+def end_before(run_dir: RunDir, number: int, job: int, began: float) -> tuple[float, float, str]:
+    """When an attempt's predecessor was interrupted, when its head ended, and why; the first's is its submission."""
+    before = [other for other in run_dir.attempts() if other < number and run_dir.events(other).exists()]
+    if not before:
+        submitted = next((each.submitted for each in read_jobs(run_dir, "run") if each.id == job), began)
+        return submitted, submitted, "submission"
+    events, status = read_events(run_dir, before[-1]), last_status(run_dir, before[-1])
+    drained = [event for event in events if event["event"] == "drain"]
+    if drained and status is not None:
+        struck = seconds(drained[0])
+        # A head that was cut off has not written since.
+        return struck, max(struck, seconds({"time": status["updated"]})), status["why"] or drained[0]["why"]
+    return seconds(events[-1]), seconds(events[-1]), "its head was lost"
+
+
+def read_events(run_dir: RunDir, attempt: int) -> list[dict[str, Any]]:
+    """Of an attempt; none if its head never got so far. The last line of one that was killed may be cut off."""
+    path = run_dir.events(attempt)
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def seconds(event: dict[str, Any]) -> float:
+    """Since 1970."""
+    return datetime.datetime.fromisoformat(event["time"]).timestamp()
+
+
+if __name__ == "__main__":
+    main()
