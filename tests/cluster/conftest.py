@@ -13,11 +13,11 @@ from tools.lab import Lab
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """A cluster of six nodes. A test that breaks a node brings it back."""
-    # Not below pytest's own folder, which is private: the cluster's user must reach its home.
-    with tempfile.TemporaryDirectory(prefix="slurmlab-", ignore_cleanup_errors=True) as folder:
+    """A cluster of twenty-two nodes. A test that breaks a node brings it back."""
+    # Not below pytest's own folder, which is private, nor in /tmp, which hosts have each for themselves.
+    with tempfile.TemporaryDirectory(prefix="slurmlab-", dir="/var/lib", ignore_cleanup_errors=True) as folder:
         cluster = Lab(Path(folder) / "lab", tied=True)
         Path(folder).chmod(0o755)
-        cluster.up()
+        cluster.up(22)
         yield cluster
         cluster.down()

@@ -17,6 +17,7 @@ from specbatch.launch.history import begin_attempt
 from specbatch.launch.slurm import commands, scale
 from specbatch.launch.slurm.ask import Answer, ask, ask_closely
 from specbatch.launch.slurm.jobs import read_jobs, record_job
+from specbatch.launch.slurm.submit import resume
 from specbatch.launch.standing import Standing, read_files, standing
 from specbatch.rundir import RunDir
 from tools.lab import Lab
@@ -96,6 +97,22 @@ def test_a_job_is_seen_from_the_queue_to_its_cancellation(cluster: Lab, run_dir:
     assert past.state(job, 3).word == "CANCELLED"
     assert stand(run_dir).node_hours > 0
     assert [row.restarts for row in ask_closely(job)] == [0, 0, 0]
+
+
+def test_a_job_that_would_wait_for_ever_is_called_stuck_and_is_brought_back(cluster: Lab, run_dir: RunDir):
+    job = submit(run_dir, HET, "--requeue")
+    record_job(run_dir, job, size=3)
+    wait_until(lambda: stand(run_dir).state == "starting")
+    lost = next(row.nodes for row in asked(run_dir).alive(job) if row.index == 1)
+    cluster.kill_node(lost)
+    try:
+        # Slurm queues the components up to the lost one again, and forgets those after it.
+        wait_until(lambda: stand(run_dir).state == "stuck", 60)
+        assert "it will never start by itself" in stand(run_dir).why
+        assert resume(run_dir, [], print) == job
+        wait_until(lambda: [row.state for row in asked(run_dir).alive(job)] == ["RUNNING"] * 3, 60)
+    finally:
+        cluster.restore_node(lost)
 
 
 def test_a_slurm_that_does_not_answer_is_not_waited_for(cluster: Lab, run_dir: RunDir):

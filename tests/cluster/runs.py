@@ -1,0 +1,289 @@
+"""Runs of a tiny target on the cluster, and what happens to them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from specbatch.launch.history import Attempt, last_status, read_attempt
+from specbatch.launch.slurm.jobs import read_jobs
+from specbatch.rundir import RunDir, read_json
+from specbatch.snapshot.folder import whole_snapshots
+from specbatch.training.metrics_file import last_step
+from tools.lab import Lab
+
+STEPS = 80
+"""So many that Slurm, which looks at time limits twice a minute, finds one while they are trained."""
+CONVERSATIONS = 500
+WORDS = "sun rain warm cold and or we like to walk by sea in May take a coat".split()
+SAME = ("step", "loss", "losses", "accuracy", "grad_norm", "learning_rate", "tokens", "loss_tokens", "void_packs")
+"""What must not depend on what happened to a run."""
+POLL_S = 0.1
+
+
+def write_conversations(folder: Path) -> None:
+    """Files that the configuration of `Run` names."""
+    draw = random.Random(1)
+    for name, count in (("talks", CONVERSATIONS), ("others", 6)):
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for _ in range(count):
+                ask, answer = (" ".join(draw.choices(WORDS, k=draw.randint(20, 50))) for _ in range(2))
+                messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+                file.write(json.dumps({"messages": messages}) + "\n")
+
+
+class Run:
+    """A run of the cluster's ordinary user.
+
+    Args:
+        folder: holds the conversations and the target ``tiny``, and gets the run's directory.
+        name: of the run directory.
+        slurm: the section of the configuration, in YAML's flow style.
+    """
+
+    def __init__(self, lab: Lab, folder: Path, name: str, slurm: str = "{}") -> None:
+        self.lab, self.folder = lab, folder
+        self.suffered = 0
+        """The newest attempt that something happened to."""
+        self.failure = ""
+        """Why it did not come to its end."""
+        self.run_dir = RunDir(folder / name)
+        self.config = folder / f"{name}.yaml"
+        self.config.write_text(
+            f"""
+run: {{dir: {json.dumps(str(self.run_dir.root))}, seed: 3, log_interval_s: 5, stall_timeout_s: 300}}
+target: {{path: ./tiny}}
+data: {{train: [talks.jsonl], heldout: [others.jsonl], max_tokens: 256, workers: 1, cache_dir: cache}}
+draft: {{ttt_steps: 3, vocab_size: 64}}
+training: {{ranks: 1, threads: 1, tokens_per_pack: 256, packs_per_step: 8, epochs: 8, max_steps: {STEPS},
+  dtype: float32, learning_rate: 1e-3, warmup_steps: 2}}
+inference: {{threads: 1, deterministic: true, heartbeat_s: 2}}
+store: {{bytes_per_rank: 16MiB}}
+snapshot: {{interval: 5}}
+evaluate: {{prompts: 0}}
+slurm: {slurm}
+"""
+        )
+
+    def user(self, *argv: str) -> str:
+        """What a command of the user prints, on the login node."""
+        where = {"env": self.lab.user_environment(), "cwd": self.folder}
+        done = subprocess.run(
+            [*self.lab.as_user(), *argv], **where, text=True, capture_output=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{argv}: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self}"
+        return done.stdout
+
+    def specbatch(self, verb: str, *words: str) -> str:
+        """What a verb prints to the user, on the login node."""
+        return self.user(sys.executable, "-m", "specbatch", verb, *words)
+
+    def submit(self) -> None:
+        """Submit it."""
+        self.specbatch("submit", "--config", str(self.config))
+
+    # -- how it stands -----------------------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """The last one that was trained."""
+        return last_step(self.run_dir.metrics)
+
+    def attempt(self, number: int = 0) -> Attempt:
+        """With the nodes of its components; the newest by default."""
+        found = read_attempt(self.run_dir, number or self.run_dir.attempts()[-1])
+        assert found is not None
+        return found
+
+    def node(self, component: str) -> str:
+        """The first node of a component in the newest attempt."""
+        return self.attempt().nodes[component][0]
+
+    def status(self) -> dict[str, Any]:
+        """What the head wrote last."""
+        return read_json(self.run_dir.status) or {}
+
+    def last_status(self, attempt: int) -> dict[str, Any]:
+        """What an attempt's head wrote last."""
+        found = last_status(self.run_dir, attempt)
+        assert found is not None
+        return found
+
+    def state(self) -> str:
+        """What its user is told."""
+        return json.loads(self.specbatch("status", str(self.run_dir.root), "--json"))["state"]
+
+    def prepared(self) -> bool:
+        """Whether an engine can join its first attempt."""
+        return self.run_dir.corpus.exists() and self.run_dir.rendezvous(1).exists()
+
+    def events(self) -> list[dict[str, Any]]:
+        """Of the newest attempt; a line that is being written is left out."""
+        attempts = self.run_dir.attempts()
+        path = self.run_dir.events(attempts[-1]) if attempts else self.run_dir.root
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
+
+    def added(self) -> list[dict[str, Any]]:
+        """Events of engines that joined from other jobs."""
+        return [event for event in self.events() if event.get("engine", "").startswith("added-")]
+
+    def added_works(self) -> bool:
+        """Whether one of them has stored a pack."""
+        return any(event["event"] == "stored" for event in self.added())
+
+    def let_own_engine_start(self) -> None:
+        """Which waits for this, if its setup does."""
+        (self.run_dir.root / "go").touch()
+
+    def added_node(self) -> str:
+        """Where the first of them runs."""
+        job = read_jobs(self.run_dir, "engines")[0].id
+        return self.lab.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").split()[0]
+
+    def first_steps(self) -> dict[int, int]:
+        """The first step that each attempt trained; of those that trained one."""
+        found = {}
+        for number in self.run_dir.attempts():
+            lines = self.run_dir.events(number).read_text().splitlines()
+            steps = [event["step"] for event in map(json.loads, lines) if event["event"] == "trained"]
+            found |= {number: steps[0]} if steps else {}
+        return found
+
+    def snapshots(self) -> list[int]:
+        """Steps of its snapshots."""
+        return whole_snapshots(self.run_dir.snapshots)
+
+    def jobs(self) -> dict[str, str]:
+        """State of each of its Slurm jobs that has not ended, components and engines that joined included."""
+        ids = {str(job.id) for job in read_jobs(self.run_dir)}
+        rows = self.lab.run("squeue", "--noheader", "--all", "--format=%i %T").splitlines()
+        found = dict(row.split() for row in rows)
+        return {job: state for job, state in found.items() if re.split(r"[+_]", job)[0] in ids}
+
+    def ended(self) -> bool:
+        """Whether it is over for good: nothing of it runs, and nothing waits."""
+        return bool(read_jobs(self.run_dir)) and not self.jobs()
+
+    def reaches(self, step: int) -> Callable[[], bool]:
+        """Whether it has trained so many steps, and does in an attempt that nothing happened to yet.
+
+        Raises:
+            AssertionError: it has ended before.
+        """
+
+        def look() -> bool:
+            ended, status = self.ended(), self.status()
+            trains = (status.get("state"), status.get("stage")) == ("running", "training")
+            if trains and status["attempt"] > self.suffered and self.step() >= step:
+                self.suffered = status["attempt"]
+                return True
+            assert not ended, f"the run ended before step {step} in an attempt after {self.suffered}\n{self}"
+            return False
+
+        return look
+
+    def numbers(self) -> list[tuple[str, ...]]:
+        """What it trained, step by step; of a run that ended well, each step once."""
+        rows = [json.loads(line) for line in self.run_dir.metrics.read_text().splitlines()]
+        return [tuple(json.dumps(row[key]) for key in SAME) for row in rows]
+
+    def draft(self) -> bytes:
+        """The weights that came out."""
+        return (self.run_dir.export / "model.safetensors").read_bytes()
+
+    def __str__(self) -> str:
+        """Everything that helps to understand a failure."""
+        logs = [self.run_dir.root / "job.log", *sorted(self.run_dir.root.glob("attempts/*/logs/*.log"))]
+        tails = [f"== {path}\n{path.read_text(errors='replace')[-1500:]}" for path in logs if path.exists()]
+        return "\n".join([f"{self.run_dir.root}: step {self.step()}, {self.status()}", *tails])
+
+
+class Local(Run):
+    """A run on one machine, without Slurm."""
+
+    def submit(self) -> None:
+        """Start it on the login node."""
+        argv = [*self.lab.as_user(), sys.executable, "-m", "specbatch", "run", "--config", str(self.config)]
+        with self.config.with_suffix(".out").open("w") as output:
+            self._process = subprocess.Popen(
+                argv, env=self.lab.user_environment(), cwd=self.folder, stdout=output, stderr=output
+            )
+
+    def ended(self) -> bool:
+        """Whether it is over, and as it should be."""
+        code = self._process.poll()
+        assert not code, f"exit {code}\n{self.config.with_suffix('.out').read_text()}\n{self}"
+        return code is not None
+
+
+class ByHand(Run):
+    """A run from the templates, as their user edits them."""
+
+    TEMPLATES = Path(__file__).resolve().parents[2] / "slurm"
+
+    def submit(self) -> None:
+        """Submit the edited template; all else is in its job."""
+        self._submit("het", {"config": self.config, "run": self.run_dir.root})
+
+    def submit_engine(self) -> None:
+        """Submit one engine that joins."""
+        self._submit("engine", {"run": self.run_dir.root})
+
+    def ended(self) -> bool:
+        """Whether it is over for good, and has begun."""
+        return self.run_dir.status.exists() and super().ended()
+
+    def _submit(self, name: str, paths: dict[str, Path]) -> None:
+        text = (self.TEMPLATES / f"{name}.sbatch").read_text()
+        for variable, value in {**paths, "python": sys.executable}.items():
+            text = re.sub(rf"^{variable}=.*$", f"{variable}={shlex.quote(str(value))}", text, flags=re.M)
+        # No GPUs, and nodes that are small and not these.
+        edits = {r"--partition=\w+": "--partition=cpu --exclude=node[1-18,22]", r"--gpus-per-node=\d+ ?": "",
+                 r"--mem=\w+": "--mem=4G", r"--ntasks-per-node=4": "--ntasks-per-node=1", r"--array=1-2": "--array=1-1",
+                 r"--time=\S+": "--time=30"}  # fmt: skip
+        for pattern, replacement in edits.items():
+            text = re.sub(pattern, replacement, text)
+        script = self.folder / f"{self.run_dir.root.name}-{name}.sbatch"
+        script.write_text(text)
+        self.user("sbatch", str(script))
+
+
+Story = Callable[[Run], Iterator[Callable[[], bool]]]
+"""What happens to a run, in order: a generator of what has to become true before it goes on."""
+
+
+def play(stories: Mapping[Run, Story], timeout_s: float, at_once: int) -> None:
+    """Submit runs and let everything happen to them, side by side, until all have ended.
+
+    One that does not end as told is left with its `Run.failure`, and its jobs are taken away.
+
+    Args:
+        at_once: how many runs at most go on at a time; the first ones come first.
+    """
+    until = time.monotonic() + timeout_s
+    waiting = list(stories.items())
+    going: dict[Run, tuple[Iterator[Callable[[], bool]], Callable[[], bool]]] = {}
+    while waiting or going:
+        if waiting and len(going) < at_once:
+            run, story = waiting.pop(0)
+            run.submit()
+            going[run] = (events := story(run)), next(events)
+        for run, (events, is_time) in list(going.items()):
+            try:
+                assert time.monotonic() < until, f"did not end within {timeout_s:.0f} s of the first\n{run}"
+                then = next(events, None) if is_time() else is_time
+            except AssertionError as error:
+                run.failure, then = str(error), None
+                run.lab.run("scancel", *{job.partition("+")[0] for job in run.jobs()}, "--quiet")
+            if then is None:
+                del going[run]
+            else:
+                going[run] = events, then
+        time.sleep(POLL_S)

@@ -1,0 +1,239 @@
+"""Runs on a cluster that does to them what clusters do: each ends by itself, and nothing of its training is changed.
+
+All runs are played side by side, since most of a disturbed run's time is spent waiting for Slurm; two of them are
+disturbed on nodes of their own, the others share nodes. Each test then looks at one of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from specbatch.launch.slurm.jobs import read_jobs
+from tests.cluster.runs import STEPS, ByHand, Local, Run, play, write_conversations
+from tests.tiny_target import make_tiny_target
+from tools.bench.recovery import recoveries
+from tools.lab import Lab
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SMALL = "time: '30', signal_s: 60, head: {mem: 1G}, training: {mem: 4G}, inference: {mem: 4G}"
+AFTER_OTHERS = "setup: ['until [ -e go -o \"$SLURM_ARRAY_JOB_ID\" ]; do sleep 0.2; done']"
+"""A run's own engine is to start when another one, of an array, has joined and worked."""
+UNDISTURBED = "undisturbed"
+ODD = 'it\'s a "run" $(id) %j'
+PLAY_S, AT_ONCE = 1500.0, 4
+Events = Iterator[Callable[[], bool]]
+"""What has to become true before the next thing happens."""
+
+
+def undisturbed_to_its_end(run: Run) -> Events:
+    """Nothing happens."""
+    yield run.ended
+
+
+def without_warning(run: Run) -> Events:
+    """A job of higher priority takes the engine's node, which then loses its power; the others lose their network."""
+    yield run.reaches(5)
+    run.lab.preempt(run.node("inference"), seconds=1)
+    yield run.reaches(12)
+    run.lab.kill_node(run.node("inference"))
+    yield run.reaches(19)
+    # It goes on without a network, and can write to the run's directory.
+    run.lab.cut_node(run.node("training"))
+    yield run.reaches(26)
+    run.lab.cut_node(run.node("head"))
+    yield run.ended
+
+
+def with_warning(run: Run) -> Events:
+    """A job of higher priority takes the engine's node, and the training node loses its power."""
+    yield run.reaches(5)
+    run.lab.preempt(run.node("inference"), seconds=1)
+    yield run.reaches(12)
+    run.lab.kill_node(run.node("training"))
+    yield run.ended
+
+
+def requeued(run: Run) -> Events:
+    """The same warning, then the engine's node lost, which Slurm does not come back from by itself, and the head's."""
+    yield run.reaches(5)
+    run.lab.preempt(run.node("inference"), seconds=1)
+    yield run.reaches(12)
+    run.lab.kill_node(run.node("inference"))
+    yield run.reaches(19)
+    run.lab.kill_node(run.node("head"))
+    yield run.ended
+
+
+def engine_added_and_preempted(run: Run) -> Events:
+    """An engine joins from a preemptible node, works, and has to go; nothing happens to the run itself."""
+    yield run.prepared
+    # On a node of its own, since nobody else would make room for the job that preempts it.
+    where = ["--partition=sudden", "--exclude=node[1-21]"]
+    run.specbatch("scale", str(run.run_dir.root), "--engines", "+1", *where, "--mem=4G", "--time=20")
+    yield run.added_works
+    run.lab.preempt(run.added_node(), seconds=1)
+    run.let_own_engine_start()
+    yield run.ended
+
+
+def time_limit(run: Run) -> Events:
+    """The administrator brings it so close that Slurm sends its signal at its next look."""
+    yield run.reaches(2)
+    used = run.lab.run("squeue", "--noheader", f"--jobs={run.attempt().job}", "--format=%M").split(":")
+    run.lab.run("scontrol", "update", f"JobId={run.attempt().job}", f"TimeLimit={int(used[-2]) + 1}")
+    yield run.ended
+
+
+def cancelled_and_resumed(run: Run) -> Events:
+    """Its user cancels the job, and later the run, and goes on each time."""
+    yield run.reaches(5)
+    run.user("scancel", str(run.attempt().job))
+    yield run.ended
+    assert run.state() == "cancelled"
+    run.specbatch("resume", str(run.run_dir.root))
+    yield run.reaches(15)
+    reached = run.step()
+    run.specbatch("cancel", str(run.run_dir.root))
+    yield run.ended
+    assert run.state() == "cancelled"
+    # It was drained: the snapshot is that of the last step.
+    assert run.snapshots()[-1] == run.step() >= reached
+    run.specbatch("resume", str(run.run_dir.root))
+    yield run.ended
+
+
+def engine_by_hand(run: ByHand) -> Events:
+    """An engine joins that was started with the template."""
+    yield run.prepared
+    run.submit_engine()
+    yield run.added_works
+    run.let_own_engine_start()
+    yield run.ended
+
+
+@pytest.fixture(scope="module")
+def folder(lab: Lab) -> Iterator[Path]:
+    """Conversations and target, in a directory that all nodes see; all nodes are well again afterwards."""
+    path = lab.state.home / "work"
+    path.mkdir()
+    write_conversations(path)
+    make_tiny_target(path / "tiny")
+    for place in [path, *path.rglob("*")]:
+        os.chown(place, lab.state.uid, lab.state.uid)
+    yield path
+    lab.restore_node(*lab.state.names)
+
+
+@pytest.fixture(scope="module")
+def played(lab: Lab, folder: Path) -> dict[str, Run]:
+    """All stories, after their end, by the run's name. The longest ones begin."""
+
+    def run(name: str, others: str, more: str, small: str = SMALL) -> Run:
+        return Run(lab, folder, name, f"{{{more}, extra: {{exclude: 'node[{others}]'}}, {small}}}")
+
+    stories = {
+        run("sudden", "7-22", "partition: sudden"): without_warning,
+        run("warned", "1-6,13-22", "partition: preempt"): with_warning,
+        run("requeued", "1-12,19-22", "partition: preempt, recovery: requeue"): requeued,
+        run(ODD, "1-18,22", "partition: cpu", f"{SMALL[:-1]}, {AFTER_OTHERS}}}"): engine_added_and_preempted,
+        Local(lab, folder, UNDISTURBED): undisturbed_to_its_end,
+        run("single", "1-18,22", "partition: cpu, layout: single"): time_limit,
+        run("cancelled", "1-18,22", "partition: cpu, head_on: training"): cancelled_and_resumed,
+        ByHand(lab, folder, "by hand", f"{{inference: {{{AFTER_OTHERS}}}}}"): engine_by_hand,
+    }
+    play(stories, PLAY_S, AT_ONCE)
+    return {run.run_dir.root.name: run for run in stories}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(played: dict[str, Run]) -> Run:
+    """The same run on one machine, without Slurm."""
+    return played[UNDISTURBED]
+
+
+def assert_unchanged(run: Run, undisturbed: Run) -> None:
+    assert not run.failure, run.failure
+    assert run.status()["state"] == "completed", run
+    assert [row[0] for row in run.numbers()] == [str(step) for step in range(1, STEPS + 1)]
+    assert run.numbers() == undisturbed.numbers()
+    assert run.draft() == undisturbed.draft()
+
+
+def test_a_run_with_an_odd_name_and_an_added_engine_that_is_preempted_ends_as_without_slurm(lab, played, undisturbed):
+    run = played[ODD]
+    assert_unchanged(run, undisturbed)
+    assert run.run_dir.attempts() == [1]
+    nodes = run.attempt().nodes
+    assert len({node for of_component in nodes.values() for node in of_component}) == 3
+    # Slurm queued the engine again: it came back, or found the run at its end.
+    engines = read_jobs(run.run_dir, "engines")[0].id
+    ends = lab.run("sacct", "--duplicates", "--allocations", "--noheader", f"--jobs={engines}", "--format=State%20")
+    assert ends.split()[0] in ("PREEMPTED", "REQUEUED")
+    assert len(ends.split()) == 2
+
+
+def test_sudden_preemption_a_lost_engine_a_cut_trainer_and_a_cut_head_change_nothing(played, undisturbed):
+    run = played["sudden"]
+    assert_unchanged(run, undisturbed)
+    assert len(run.run_dir.attempts()) == 5
+
+
+def test_preemption_with_warning_and_a_lost_trainer_change_nothing(played, undisturbed):
+    run = played["warned"]
+    assert_unchanged(run, undisturbed)
+    assert len(run.run_dir.attempts()) == 3
+    # Who is warned loses nothing.
+    assert run.first_steps()[2] == run.last_status(1)["step"] + 1
+
+
+def test_where_slurm_requeues_it_is_the_same_job_that_comes_back_each_time(played, undisturbed):
+    run = played["requeued"]
+    assert_unchanged(run, undisturbed)
+    assert [run.attempt(number).restart for number in run.run_dir.attempts()] == [0, 1, 2, 3]
+    assert len({run.attempt(number).job for number in run.run_dir.attempts()}) == 1
+    assert run.first_steps()[2] == run.last_status(1)["step"] + 1
+
+
+def test_a_time_limit_in_one_homogeneous_allocation_changes_nothing(played, undisturbed):
+    run = played["single"]
+    assert_unchanged(run, undisturbed)
+    assert len(run.run_dir.attempts()) == 2
+    assert {len(nodes) for nodes in run.attempt().nodes.values()} == {1}
+
+
+def test_two_runs_shared_nodes(played):
+    first = {name: played[name].attempt(1).nodes.values() for name in (ODD, "single")}
+    one, other = ({node for of_component in nodes for node in of_component} for nodes in first.values())
+    assert one & other
+
+
+def test_a_run_of_two_components_that_was_cancelled_twice_and_resumed_ends_unchanged(played, undisturbed):
+    run = played["cancelled"]
+    assert_unchanged(run, undisturbed)
+    assert len(run.run_dir.attempts()) == 3
+    nodes = run.attempt().nodes
+    assert nodes["head"] == nodes["training"] != nodes["inference"]
+
+
+def test_a_run_and_an_engine_from_edited_templates_end_as_without_slurm(played, undisturbed):
+    run = played["by hand"]
+    assert_unchanged(run, undisturbed)
+    assert run.run_dir.attempts() == [1]
+    # The run's own engine may still be loading when all has been computed.
+    assert run.added_works()
+
+
+def test_the_files_of_a_run_tell_how_long_each_recovery_took(played):
+    for name in ("sudden", "warned", "requeued"):
+        rows = recoveries(played[name].run_dir)
+        print(name, *rows, sep="\n")
+        assert rows[0].cause == "submission"
+        # Each was interrupted when it had trained, but for those that were struck while they started.
+        assert {1, 2} <= {row.attempt for row in rows}
+        assert all(0 < row.own_s < row.total_s for row in rows)
+        assert all(row.drain_s >= 0 and row.queue_s > 0 and row.load_s > 0 for row in rows)
