@@ -16,6 +16,7 @@ from tests.test_export import make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, EVERY = 48, 16
+BENCH = Path(__file__).parents[2] / "tools" / "bench" / "plan.py"
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,16 @@ def test_the_plan_of_a_run_is_what_it_took(started_from_a_draft):
     stored = {tuple(e["pack"]): e["bytes"] for e in map(json.loads, events) if e["event"] == "stored"}
     assert stored.pop((-1, 0)) + stored.pop((-1, 1)) == work["heldout_bytes"]
     assert sum(stored.values()) == work["bytes"]
-    took_s = sum(row["seconds"] for row in rows[1:]) * work["tokens"] / sum(row["tokens"] for row in rows[1:])
-    took_s += sum(row["evaluation"]["seconds"] for row in rows if "evaluation" in row)
-    assert times["total_s"] - times["fill_s"] == pytest.approx(took_s, rel=0.25)
+    done = subprocess.run([sys.executable, str(BENCH), str(run.root)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["steps"], found["tokens"]) == (STEPS, work["tokens"])
+    assert found["planned_s"] == pytest.approx(times["total_s"] - times["fill_s"])
+    assert found["ratio"] == pytest.approx(1, rel=0.25)
+    short = subprocess.run(
+        [sys.executable, str(BENCH), str(run.root), "--within", "0"], capture_output=True, timeout=100
+    )
+    assert short.returncode == 1, "a plan that is further off is told by the exit code"
 
 
 def test_a_plan_says_what_to_do_about_a_mistake_and_writes_no_run(started_from_a_draft, tmp_path):
