@@ -70,6 +70,7 @@ def make_config(target: Path, folder: Path, *, ranks: int = 2, samples: int = 66
             learning_rate=3e-3,
             warmup_steps=3,
             weight_decay=0.1,
+            max_grad_norm=0.05,
             dtype="float32",
             max_restarts=2,
             evaluate_interval_steps=3,

@@ -136,6 +136,15 @@ def test_the_rate_rises_and_falls_as_configured(undisturbed: Outcome) -> None:
     assert [line["learning_rate"] for line in undisturbed.lines] == pytest.approx(warm + fall)
 
 
+def test_gradients_are_scaled_down_to_the_configured_norm(undisturbed: Outcome) -> None:
+    """Each is reported as it was, and the optimizer's mean of them is of those that were scaled."""
+    most, beta = 0.05, 0.9
+    assert min(line["grad_norm"] for line in undisturbed.lines) > 1.5 * most
+    means = [value.flatten() for name, value in undisturbed.state.items() if name.endswith(".exp_avg")]
+    assert len(means) == 13
+    assert 0 < torch.cat(means).norm() <= most * (1 - beta ** len(undisturbed.lines)) * (1 + 1e-5)
+
+
 def test_a_pack_that_is_not_what_was_stored_is_computed_again(undisturbed: Outcome) -> None:
     assert undisturbed.lost == 1
 
