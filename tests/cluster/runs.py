@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shlex
 import subprocess
@@ -22,22 +21,9 @@ from tools.lab import Lab
 
 STEPS = 80
 """So many that Slurm, which looks at time limits twice a minute, finds one while they are trained."""
-CONVERSATIONS = 500
-WORDS = "sun rain warm cold and or we like to walk by sea in May take a coat".split()
 SAME = ("step", "loss", "losses", "accuracy", "grad_norm", "learning_rate", "tokens", "loss_tokens", "void_packs")
 """What must not depend on what happened to a run."""
 POLL_S = 0.1
-
-
-def write_conversations(folder: Path) -> None:
-    """Files that the configuration of `Run` names."""
-    draw = random.Random(1)
-    for name, count in (("talks", CONVERSATIONS), ("others", 6)):
-        with (folder / f"{name}.jsonl").open("w") as file:
-            for _ in range(count):
-                ask, answer = (" ".join(draw.choices(WORDS, k=draw.randint(20, 50))) for _ in range(2))
-                messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
-                file.write(json.dumps({"messages": messages}) + "\n")
 
 
 class Run:
@@ -171,6 +157,11 @@ slurm: {slurm}
         """Whether it is over for good: nothing of it runs, and nothing waits."""
         return bool(read_jobs(self.run_dir)) and not self.jobs()
 
+    def take_away(self) -> None:
+        """End all that is left of it."""
+        if jobs := {re.split(r"[+_]", job)[0] for job in self.jobs()}:
+            self.lab.run("scancel", "--quiet", *jobs)
+
     def reaches(self, step: int) -> Callable[[], bool]:
         """Whether it has trained so many steps, and does in an attempt that nothing happened to yet.
 
@@ -221,6 +212,11 @@ class Local(Run):
         code = self._process.poll()
         assert not code, f"exit {code}\n{self.config.with_suffix('.out').read_text()}\n{self}"
         return code is not None
+
+    def take_away(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait()
 
 
 class ByHand(Run):
@@ -281,7 +277,7 @@ def play(stories: Mapping[Run, Story], timeout_s: float, at_once: int) -> None:
                 then = next(events, None) if is_time() else is_time
             except AssertionError as error:
                 run.failure, then = str(error), None
-                run.lab.run("scancel", *{job.partition("+")[0] for job in run.jobs()}, "--quiet")
+                run.take_away()
             if then is None:
                 del going[run]
             else:

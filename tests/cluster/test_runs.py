@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from specbatch.launch.slurm.jobs import read_jobs
-from tests.cluster.runs import STEPS, ByHand, Local, Run, play, write_conversations
+from tests.cluster.runs import STEPS, ByHand, Local, Run, play
+from tests.smalltalk import write_smalltalk
 from tests.tiny_target import make_tiny_target
 from tools.bench.recovery import recoveries
 from tools.lab import Lab
@@ -121,7 +122,7 @@ def folder(lab: Lab) -> Iterator[Path]:
     """Conversations and target, in a directory that all nodes see; all nodes are well again afterwards."""
     path = lab.state.home / "work"
     path.mkdir()
-    write_conversations(path)
+    write_smalltalk(path, 500, 20, 50)
     make_tiny_target(path / "tiny")
     for place in [path, *path.rglob("*")]:
         os.chown(place, lab.state.uid, lab.state.uid)

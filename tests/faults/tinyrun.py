@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
+from tests.smalltalk import write_smalltalk
+
 CONVERSATIONS = 400
-WORDS = "sun rain warm cold and or we like to walk by sea in May take a coat".split()
 
 
 def write_run(folder: Path, target: Path, steps: int, prompts: int = 0) -> Path:
     """Write conversations and a configuration; returns the configuration's path. The run is ``folder / "run"``."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(1)
-    for name, count in (("talks", CONVERSATIONS), ("others", 6)):
-        with (folder / f"{name}.jsonl").open("w") as file:
-            for _ in range(count):
-                ask, answer = (" ".join(draw.choices(WORDS, k=draw.randint(3, 12))) for _ in range(2))
-                messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
-                file.write(json.dumps({"messages": messages}) + "\n")
+    write_smalltalk(folder, CONVERSATIONS, 3, 12)
     config, cache = folder / "run.yaml", folder.parent / "cache"
     config.write_text(
         f"""
