@@ -119,7 +119,7 @@ class Training:
     """Most tokens of a pack; at least `data.max_tokens`."""
     context_parallel: Count = 1
     """Ranks that train each pack together, for samples that one has no memory for: the first unrolled step's keys and
-    values cross them, and nothing else."""
+    values cross them, and nothing else. In host memory each rank still has room for whole packs."""
     columns_at_once: Count | None = None
     """Live columns, the positions of a pack that enter the loss, whose activations are held at once; 512 on a CPU and
     2048 on a GPU if not given. The result does not depend on it, but for rounding."""

@@ -8,8 +8,8 @@ FlexAttention gives its log-sum-exp along with the output, and takes a gradient 
 the same softmax exactly (`Merge`). Sizes are dynamic: one compilation serves packs of all sizes.
 
 This never ran on a GPU: the machines that it was made on have none. What was tested on a CPU: the block mask, the
-forward pass, compiled and not, against `blockwise`, and `Merge` with its gradient against dense attention.
-FlexAttention has no backward pass on a CPU.
+forward pass, compiled and not, against `blockwise`, `Merge` with its gradient against dense attention, and the step
+around it on a device without values. FlexAttention has no backward pass on a CPU.
 
 Shapes: as in `attention`.
 """

@@ -10,11 +10,15 @@ import sys
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
+from specbatch.budget.flops import draft_flops
+from specbatch.budget.samples import costs_of
 from specbatch.training import blockwise, flex
+from specbatch.training.memory import Shape
 from tests.training.test_attention import Case, make_case
 from tools.bench import step as program
 
@@ -91,9 +95,16 @@ def test_its_last_line_has_both_rates_and_peaks_and_the_losses_are_the_same() ->
     assert found["tokens"] == 1024
 
 
+def by_formula(tokens: int, *, mean: int, fraction: float, ttt_steps: int) -> float:
+    """Operations of a step as `specbatch plan` counts them."""
+    masks = [np.array(mask) for mask in program.conversations(tokens, mean, fraction)]
+    costs = costs_of(np.concatenate(masks), np.array([len(mask) for mask in masks]), ttt_steps)
+    return float(draft_flops(Shape(*program.SHAPES["smollm2"]), costs).sum())
+
+
 @pytest.mark.slow
 def test_operations_a_token_stay_the_same_from_1k_tokens_on() -> None:
-    """Where samples stay as long, so that attention does too."""
+    """Where samples stay as long, so that attention does too. What is counted is what a plan expects."""
     command = [
         sys.executable, str(STEP), "--tokens", "2048", "--loss-fraction", "0.5", "--ttt-steps", "2", "--threads", "1",
         "--repeat", "0", "--mean-length", "256", "--scaling",
@@ -103,6 +114,7 @@ def test_operations_a_token_stay_the_same_from_1k_tokens_on() -> None:
     small, large = found["operations_per_token"]
     assert large == pytest.approx(small, rel=0.15)
     assert found["tokens"] == [1024, 2048]
+    assert large == pytest.approx(by_formula(2048, mean=256, fraction=0.5, ttt_steps=2) / 2048, rel=0.04)
     assert found["power"] == pytest.approx(math.log2(2 * found["tokens_per_s"][0] / found["tokens_per_s"][1]))
 
 
