@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from specbatch.launch.history import Attempt, last_status, read_attempt
 from specbatch.launch.slurm.jobs import read_jobs
 from specbatch.rundir import RunDir, read_json
@@ -19,8 +22,7 @@ from specbatch.snapshot.folder import whole_snapshots
 from specbatch.training.metrics_file import last_step
 from tools.lab import Lab
 
-STEPS = 80
-"""So many that Slurm, which looks at time limits twice a minute, finds one while they are trained."""
+STEPS = 60
 SAME = ("step", "loss", "losses", "accuracy", "grad_norm", "learning_rate", "tokens", "loss_tokens", "void_packs")
 """What must not depend on what happened to a run."""
 POLL_S = 0.1
@@ -72,9 +74,29 @@ slurm: {slurm}
         """What a verb prints to the user, on the login node."""
         return self.user(sys.executable, "-m", "specbatch", verb, *words)
 
-    def submit(self) -> None:
-        """Submit it."""
-        self.specbatch("submit", "--config", str(self.config))
+    def doing(self, verb: str, *words: str) -> Callable[[], bool]:
+        """The same in the background, while other runs go on; returns whether it is done.
+
+        Raises:
+            AssertionError: it failed.
+        """
+        argv = [*self.lab.as_user(), sys.executable, "-m", "specbatch", verb, *words]
+        said = self.config.with_suffix(f".{verb}")
+        with said.open("w") as output:
+            process = subprocess.Popen(
+                argv, env=self.lab.user_environment(), cwd=self.folder, stdout=output, stderr=output
+            )
+
+        def look() -> bool:
+            code = process.poll()
+            assert not code, f"{verb}: exit {code}\n{said.read_text()}\n{self}"
+            return code is not None
+
+        return look
+
+    def submit(self) -> Callable[[], bool]:
+        """Submit it; returns whether that is done."""
+        return self.doing("submit", "--config", str(self.config))
 
     # -- how it stands -----------------------------------------------------------------------------------------------
 
@@ -157,6 +179,15 @@ slurm: {slurm}
         """Whether it is over for good: nothing of it runs, and nothing waits."""
         return bool(read_jobs(self.run_dir)) and not self.jobs()
 
+    def stop_engine(self) -> None:
+        """SIGSTOP to the SGLang of its newest attempt."""
+        for process in psutil.process_iter(["cmdline"]):
+            if "sglang.launch_server" in (process.info["cmdline"] or []):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.environ().get("SLURM_JOB_ID") == str(self.attempt().job):
+                        for each in [*process.children(recursive=True), process]:
+                            each.suspend()
+
     def take_away(self) -> None:
         """End all that is left of it."""
         if jobs := {re.split(r"[+_]", job)[0] for job in self.jobs()}:
@@ -199,24 +230,13 @@ slurm: {slurm}
 class Local(Run):
     """A run on one machine, without Slurm."""
 
-    def submit(self) -> None:
-        """Start it on the login node."""
-        argv = [*self.lab.as_user(), sys.executable, "-m", "specbatch", "run", "--config", str(self.config)]
-        with self.config.with_suffix(".out").open("w") as output:
-            self._process = subprocess.Popen(
-                argv, env=self.lab.user_environment(), cwd=self.folder, stdout=output, stderr=output
-            )
+    def submit(self) -> Callable[[], bool]:
+        """Start it on the login node; returns whether it has come to its end."""
+        return self.doing("run", "--config", str(self.config))
 
     def ended(self) -> bool:
-        """Whether it is over, and as it should be."""
-        code = self._process.poll()
-        assert not code, f"exit {code}\n{self.config.with_suffix('.out').read_text()}\n{self}"
-        return code is not None
-
-    def take_away(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait()
+        """Nothing of it is left when its foreground process has ended."""
+        return True
 
 
 class ByHand(Run):
@@ -224,17 +244,14 @@ class ByHand(Run):
 
     TEMPLATES = Path(__file__).resolve().parents[2] / "slurm"
 
-    def submit(self) -> None:
+    def submit(self) -> Callable[[], bool]:
         """Submit the edited template; all else is in its job."""
         self._submit("het", {"config": self.config, "run": self.run_dir.root})
+        return self.run_dir.status.exists
 
     def submit_engine(self) -> None:
         """Submit one engine that joins."""
         self._submit("engine", {"run": self.run_dir.root})
-
-    def ended(self) -> bool:
-        """Whether it is over for good, and has begun."""
-        return self.run_dir.status.exists() and super().ended()
 
     def _submit(self, name: str, paths: dict[str, Path]) -> None:
         text = (self.TEMPLATES / f"{name}.sbatch").read_text()
@@ -269,8 +286,7 @@ def play(stories: Mapping[Run, Story], timeout_s: float, at_once: int) -> None:
     while waiting or going:
         if waiting and len(going) < at_once:
             run, story = waiting.pop(0)
-            run.submit()
-            going[run] = (events := story(run)), next(events)
+            going[run] = story(run), run.submit()
         for run, (events, is_time) in list(going.items()):
             try:
                 assert time.monotonic() < until, f"did not end within {timeout_s:.0f} s of the first\n{run}"

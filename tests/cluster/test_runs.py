@@ -37,25 +37,23 @@ def undisturbed_to_its_end(run: Run) -> Events:
 
 
 def without_warning(run: Run) -> Events:
-    """A job of higher priority takes the engine's node, which then loses its power; the others lose their network."""
+    """A job of higher priority takes the engine's node, the training node loses its power, the head's its network."""
     yield run.reaches(5)
     run.lab.preempt(run.node("inference"), seconds=1)
     yield run.reaches(12)
-    run.lab.kill_node(run.node("inference"))
+    run.lab.kill_node(run.node("training"))
     yield run.reaches(19)
     # It goes on without a network, and can write to the run's directory.
-    run.lab.cut_node(run.node("training"))
-    yield run.reaches(26)
     run.lab.cut_node(run.node("head"))
     yield run.ended
 
 
 def with_warning(run: Run) -> Events:
-    """A job of higher priority takes the engine's node, and the training node loses its power."""
+    """A job of higher priority takes the engine's node, and the training node, with the head, loses its network."""
     yield run.reaches(5)
     run.lab.preempt(run.node("inference"), seconds=1)
     yield run.reaches(12)
-    run.lab.kill_node(run.node("training"))
+    run.lab.cut_node(run.node("training"))
     yield run.ended
 
 
@@ -75,36 +73,33 @@ def engine_added_and_preempted(run: Run) -> Events:
     yield run.prepared
     # On a node of its own, since nobody else would make room for the job that preempts it.
     where = ["--partition=sudden", "--exclude=node[1-21]"]
-    run.specbatch("scale", str(run.run_dir.root), "--engines", "+1", *where, "--mem=4G", "--time=20")
+    yield run.doing("scale", str(run.run_dir.root), "--engines", "+1", *where, "--mem=4G", "--time=20")
     yield run.added_works
     run.lab.preempt(run.added_node(), seconds=1)
     run.let_own_engine_start()
     yield run.ended
 
 
-def time_limit(run: Run) -> Events:
-    """The administrator brings it so close that Slurm sends its signal at its next look."""
-    yield run.reaches(2)
+def time_limit_and_its_users_will(run: Run) -> Events:
+    """Slurm ends the job at its time limit; its user cancels the next one, later the run, and goes on each time."""
+    yield run.reaches(5)
+    # Slurm looks at limits twice a minute, and the signal that it sends lets stopped processes go on.
+    run.stop_engine()
     used = run.lab.run("squeue", "--noheader", f"--jobs={run.attempt().job}", "--format=%M").split(":")
     run.lab.run("scontrol", "update", f"JobId={run.attempt().job}", f"TimeLimit={int(used[-2]) + 1}")
-    yield run.ended
-
-
-def cancelled_and_resumed(run: Run) -> Events:
-    """Its user cancels the job, and later the run, and goes on each time."""
-    yield run.reaches(5)
+    yield run.reaches(12)
     run.user("scancel", str(run.attempt().job))
     yield run.ended
     assert run.state() == "cancelled"
-    run.specbatch("resume", str(run.run_dir.root))
-    yield run.reaches(15)
+    yield run.doing("resume", str(run.run_dir.root))
+    yield run.reaches(19)
     reached = run.step()
-    run.specbatch("cancel", str(run.run_dir.root))
+    yield run.doing("cancel", str(run.run_dir.root))
     yield run.ended
     assert run.state() == "cancelled"
     # It was drained: the snapshot is that of the last step.
     assert run.snapshots()[-1] == run.step() >= reached
-    run.specbatch("resume", str(run.run_dir.root))
+    yield run.doing("resume", str(run.run_dir.root))
     yield run.ended
 
 
@@ -139,12 +134,11 @@ def played(lab: Lab, folder: Path) -> dict[str, Run]:
 
     stories = {
         run("sudden", "7-22", "partition: sudden"): without_warning,
-        run("warned", "1-6,13-22", "partition: preempt"): with_warning,
         run("requeued", "1-12,19-22", "partition: preempt, recovery: requeue"): requeued,
+        run("single", "1-18,22", "partition: cpu, layout: single"): time_limit_and_its_users_will,
         run(ODD, "1-18,22", "partition: cpu", f"{SMALL[:-1]}, {AFTER_OTHERS}}}"): engine_added_and_preempted,
+        run("warned", "1-6,13-22", "partition: preempt, head_on: training"): with_warning,
         Local(lab, folder, UNDISTURBED): undisturbed_to_its_end,
-        run("single", "1-18,22", "partition: cpu, layout: single"): time_limit,
-        run("cancelled", "1-18,22", "partition: cpu, head_on: training"): cancelled_and_resumed,
         ByHand(lab, folder, "by hand", f"{{inference: {{{AFTER_OTHERS}}}}}"): engine_by_hand,
     }
     play(stories, PLAY_S, AT_ONCE)
@@ -178,16 +172,18 @@ def test_a_run_with_an_odd_name_and_an_added_engine_that_is_preempted_ends_as_wi
     assert len(ends.split()) == 2
 
 
-def test_sudden_preemption_a_lost_engine_a_cut_trainer_and_a_cut_head_change_nothing(played, undisturbed):
+def test_sudden_preemption_a_lost_trainer_and_a_cut_head_change_nothing(played, undisturbed):
     run = played["sudden"]
     assert_unchanged(run, undisturbed)
-    assert len(run.run_dir.attempts()) == 5
+    assert len(run.run_dir.attempts()) == 4
 
 
-def test_preemption_with_warning_and_a_lost_trainer_change_nothing(played, undisturbed):
+def test_preemption_with_warning_and_a_cut_trainer_change_nothing_of_a_run_of_two_components(played, undisturbed):
     run = played["warned"]
     assert_unchanged(run, undisturbed)
     assert len(run.run_dir.attempts()) == 3
+    nodes = run.attempt().nodes
+    assert nodes["head"] == nodes["training"] != nodes["inference"]
     # Who is warned loses nothing.
     assert run.first_steps()[2] == run.last_status(1)["step"] + 1
 
@@ -200,10 +196,12 @@ def test_where_slurm_requeues_it_is_the_same_job_that_comes_back_each_time(playe
     assert run.first_steps()[2] == run.last_status(1)["step"] + 1
 
 
-def test_a_time_limit_in_one_homogeneous_allocation_changes_nothing(played, undisturbed):
+def test_a_time_limit_and_two_cancellations_change_nothing_in_one_homogeneous_allocation(played, undisturbed):
     run = played["single"]
     assert_unchanged(run, undisturbed)
-    assert len(run.run_dir.attempts()) == 2
+    assert len(run.run_dir.attempts()) == 4
+    assert run.last_status(1)["why"].endswith("SIGUSR2")
+    assert run.first_steps()[2] == run.last_status(1)["step"] + 1
     assert {len(nodes) for nodes in run.attempt().nodes.values()} == {1}
 
 
@@ -211,14 +209,6 @@ def test_two_runs_shared_nodes(played):
     first = {name: played[name].attempt(1).nodes.values() for name in (ODD, "single")}
     one, other = ({node for of_component in nodes for node in of_component} for nodes in first.values())
     assert one & other
-
-
-def test_a_run_of_two_components_that_was_cancelled_twice_and_resumed_ends_unchanged(played, undisturbed):
-    run = played["cancelled"]
-    assert_unchanged(run, undisturbed)
-    assert len(run.run_dir.attempts()) == 3
-    nodes = run.attempt().nodes
-    assert nodes["head"] == nodes["training"] != nodes["inference"]
 
 
 def test_a_run_and_an_engine_from_edited_templates_end_as_without_slurm(played, undisturbed):
