@@ -168,8 +168,8 @@ def test_a_tied_cluster_dies_with_whoever_started_it(tmp_path: Path):
 
 
 def test_what_cannot_be_done_is_said_in_a_line(lab: Lab, tmp_path: Path):
-    with pytest.raises(LabError, match=r"no node node9; there are node1 node2"):
-        lab.kill_node("node9")
+    with pytest.raises(LabError, match=r"no node node99; there are node1 node2"):
+        lab.kill_node("node99")
     with pytest.raises(LabError, match=r"no cluster in .*; start one with `slurmlab up`"):
         Lab(tmp_path / "none").kill_node("node1")
     with pytest.raises(LabError, match="no blanks"):
