@@ -97,7 +97,8 @@ class Window:
             the entries that were in the window.
         """
         dropped = list(self._admitted)
-        self._suspects.update(entry.id for entry in dropped if entry.claim or entry.suspect)
+        # Those ahead may have been in the window, too, before the store was full.
+        self._suspects.update(entry.id for entry in [*dropped, *self._ahead] if entry.claim or entry.suspect)
         self.step = self._ahead_step = step
         self._ranks, self.capacity, self.budget, self.reserved, self.error = ranks, capacity, capacity, 0, ""
         self.entries.clear()

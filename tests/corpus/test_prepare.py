@@ -301,10 +301,11 @@ def test_any_number_of_processes_gives_the_same_samples_in_the_same_order(settin
 def test_a_killed_process_of_the_preparation_ends_it_with_an_error(settings: Settings) -> None:
     config = settings({})
     rows = ((f"f:{i}", lines(talk("Hi", f"Answer {i}."))) for i in range(100_000))
+    others = set(psutil.Process().children(recursive=True))
     batches = convert_rows(config, load_tokenizer(config), rows, 100_000, prompts=False, workers=2)
     next(batches)
-    workers = [child for child in psutil.Process().children(recursive=True) if child.ppid() != os.getpid()]
-    workers[0].kill()
+    started = set(psutil.Process().children(recursive=True)) - others
+    next(child for child in started if child.ppid() != os.getpid()).kill()
     with pytest.raises(RunError, match=r"was killed.*data\.workers"):
         list(batches)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from specbatch.dispatch.messages import Begin, Claim, Fault, Heartbeat, Join, Lost, Stored, Trained
@@ -128,6 +128,15 @@ USUAL = ("an_engine_claims", "an_engine_stores", "an_engine_beats", "a_rank_trai
 EVENTS = [name for name in vars(AnyOrder) if not name.startswith("_") and name not in ("check", "finish")]
 
 
+CLAIM = ("an_engine_claims", 0)
+PACKS_THAT_LEFT_A_FULL_STORE_BEFORE_ALL_RANKS_STARTED_AGAIN = [
+    *[CLAIM] * 2, ("an_engine_claims", 3), ("an_engine_claims", 292), CLAIM,
+    ("an_engine_starts_again_and_knows_of_nothing", 0), ("an_engine_fails", 2), ("the_ranks_start_again", 0),
+    ("an_engine_dies_having_stored_in_silence", 0),
+]  # fmt: skip
+
+
+@example(12, 2, 1, 20, 3, PACKS_THAT_LEFT_A_FULL_STORE_BEFORE_ALL_RANKS_STARTED_AGAIN)
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     samples=st.integers(5, 40),
