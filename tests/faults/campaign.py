@@ -114,7 +114,8 @@ class Campaign:
             kind, self._next = self._next or next(self._schedule), None
             draw = random.Random(f"{self._seed}/{self.injected()}")
             time.sleep(draw.uniform(0.0, 0.3))
-            after, trained, began = scene.marks(), len(scene.trained()), time.monotonic()
+            # In this order: of a step that ends between, the sign is old.
+            trained, after, began = len(scene.trained()), scene.marks(), time.monotonic()
             if not self._hit(scene, kind, draw):
                 self._next = kind
                 return
