@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from specbatch.training.fused import compare, rms_norm
-from specbatch.training.memory import chunk_positions
+from specbatch.training.memory import chunk_positions, position_bytes
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,11 @@ def _distill(
         gradients.states = [torch.zeros_like(state) for state in states_NH]
     gpu = device.type != "cpu"
     factor = head.dtype if gpu else wide
-    size = chunk_positions(len(head), len(landings), gpu=gpu, wide=wide.itemsize, factor=factor.itemsize)
+    vocab, hidden = head.shape
+    each = position_bytes(
+        vocab, hidden, len(landings), wide=wide.itemsize, value=head.dtype.itemsize, factor=factor.itemsize
+    )
+    size = chunk_positions(each, gpu=gpu)
     ends = [landing.target_M[[0, -1]].tolist() for landing in landings if len(landing.target_M)]
     begin, end = min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1
     for first in range(begin, end, size):
@@ -136,6 +140,8 @@ def _distill(
                 states.append(state)
                 d_logits_MV[done : done + count] = d_logit
                 done += count
+            del d_logit
+        del truth
         if rows and gradients is not None:
             _differentiate(gradients, rows, torch.cat(states), d_logits_MV, heads)
     return result

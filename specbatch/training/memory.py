@@ -3,7 +3,8 @@ anything is queued.
 
 Each term is what the code holds at its peak: while a piece of live columns is differentiated, or, where that is more,
 while the gradients of the whole draft are handed to the sharded optimizer. Only terms that grow with the model or the
-pack are counted. A test compares the part that is no optimizer's with measured peaks on a CPU.
+pack are counted. Tests compare the part that is no optimizer's with measured peaks on a CPU, and with what tensors
+occupy on a GPU, counted without one.
 """
 
 from __future__ import annotations
@@ -91,13 +92,24 @@ def default_columns_at_once(*, gpu: bool) -> int:
     return 2048 if gpu else 512
 
 
-def chunk_positions(vocab: int, steps: int, *, gpu: bool, wide: int, factor: int) -> int:
+def position_bytes(vocab: int, hidden: int, steps: int, *, wide: int, value: int, factor: int) -> int:
+    """What a target position takes while its loss is computed: the gradients of all its logits, and beside them what
+    logits are made of, or what is made of their gradients.
+
+    Args:
+        wide, value, factor: bytes of a logit, of a weight, and of a logit's gradient where it is kept.
+    """
+    compared = 6 * wide * vocab + steps * hidden * value
+    return vocab * steps * factor + max(compared, steps * hidden * _normalised(value, wide))
+
+
+def chunk_positions(bytes_each: int, *, gpu: bool) -> int:
     """Target positions whose logits are held at once.
 
     Args:
-        wide, factor: bytes of a logit, and of its gradient where it is kept.
+        bytes_each: as `position_bytes` says.
     """
-    return max(1, (GPU_CHUNK_BYTES if gpu else CPU_CHUNK_BYTES) // (vocab * (3 * wide + steps * factor)))
+    return max(1, (GPU_CHUNK_BYTES if gpu else CPU_CHUNK_BYTES) // bytes_each)
 
 
 def step_bytes(shape: Shape, work: Work) -> dict[str, int]:
@@ -111,7 +123,7 @@ def step_bytes(shape: Shape, work: Work) -> dict[str, int]:
     # A pack is on its way while another is trained; a CPU trains it where it lies.
     packs = (shape.aux_layers + 1) * shape.hidden * 2 * columns * (2 if work.gpu else 0)
 
-    inputs = shape.hidden * (4 * value + copy)
+    inputs = shape.hidden * (4 * value + copy + (wide if shape.own_embedding else 0))
     first = shape.hidden * value + keys * value
     if work.recompute != "all":
         first += inputs + (shape.aux_layers * shape.hidden * value if value != 2 else 0)
@@ -120,29 +132,40 @@ def step_bytes(shape: Shape, work: Work) -> dict[str, int]:
         shared += 2 * work.tokens * keys * value
 
     finish = shape.hidden * (3 * value + copy) + 4 * shape.intermediate * value
-    attention = 2 * shape.heads * shape.head_dim * value + shape.heads * wide
+    # A GPU keeps what FlexAttention gives, too, beside what becomes of it once own keys have joined.
+    attention = (3 if work.gpu else 2) * (shape.heads * shape.head_dim * value + shape.heads * wide)
     always = 2 * shape.hidden * value + keys * value
     whole = inputs + finish + attention
     kept = {"none": whole, "all_but_attention": attention, "all": 0}[work.recompute] + always
     # Of the step that is being differentiated: what was computed again, and the gradients of its widest tensors.
     passing = 3 * shape.intermediate * value + (0 if work.recompute == "none" else whole)
-    held = piece * (work.ttt_steps * kept + passing)
+    # Each step gives an embedding a gradient as large as itself: the sum, the next one and the next sum.
+    own = shape.embedding if shape.own_embedding else 0
+    inner, gradients = shape.layer + own, (shape.layer + 3 * own) * value
+    differentiated = piece * passing + gradients + (0 if work.gpu else 4 * CPU_BLOCK_SCORES * wide)
 
     factor = value if work.gpu else wide
-    positions = chunk_positions(shape.draft_vocab, work.ttt_steps, gpu=work.gpu, wide=wide, factor=factor)
-    positions = min(positions, piece + work.ttt_steps)
-    logits = positions * shape.draft_vocab * (3 * wide + work.ttt_steps * factor)
+    each = position_bytes(shape.draft_vocab, shape.hidden, work.ttt_steps, wide=wide, value=value, factor=factor)
+    logits = min(chunk_positions(each, gpu=work.gpu), piece + work.ttt_steps) * each
     if not work.gpu and value != wide:
         logits += shape.head * wide
     head = shape.head if shape.train_head else 0
-    scores = 0 if work.gpu else 4 * CPU_BLOCK_SCORES * wide
-    return {
-        "pack": packs,
+    parts = {
         "first step": columns * first,
-        "sums": shared + (shape.layer + head) * wide + shape.layer * value,
-        "piece": held + scores,
-        "logits": logits,
+        "sums": shared + (inner + head) * wide,
+        "piece": piece * work.ttt_steps * kept,
+        # A piece is differentiated when its loss has been.
+        "logits or gradients": max(logits, differentiated),
     }
+    # Of all columns at once: the gradient of the first step's norms, when the sums are gradients already.
+    last = columns * (shape.hidden * _normalised(value, wide) + keys * value) + gradients + head * value
+    excess = max(0, last - sum(parts.values()))
+    return {"pack": packs, **parts, **({"first step's gradient": excess} if excess else {})}
+
+
+def _normalised(value: int, wide: int) -> int:
+    """Bytes that a value of a norm's input takes while the norm is differentiated."""
+    return 4 * value + (6 if value < wide else 5) * wide
 
 
 def rank_bytes(shape: Shape, work: Work, *, ranks: int, stored_bytes: int) -> dict[str, int]:

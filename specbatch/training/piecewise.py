@@ -72,6 +72,8 @@ class Piecewise(torch.autograd.Function):
                 d_v[piece.keys] += found[2]
                 for total, part in zip(d_trained, found[3:], strict=True):
                     total += part
+                # As large as the layer: not to be held beside what the next piece needs.
+                del found, part
         of_parameters = iter(d_trained)
         ctx.found = [
             d_z, d_k, d_v, d_head, d_norm,

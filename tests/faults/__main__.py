@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.faults.simulation import simulate
-from tests.faults.table import simulated, table
+from tests.faults.table import simulated, summed, table
 
 SAY_S = 20.0
 
@@ -33,12 +33,21 @@ def main() -> int:
         "--minutes", type=float, default=1e9, help="Begin no run after so long, simulated ones included."
     )
     parser.add_argument("--simulate", type=int, metavar="N", help="So many faults, simulated.")
+    parser.add_argument(
+        "--sum", type=Path, nargs="+", metavar="FOLDER", help="Disturb nothing: one table of what these folders count."
+    )
     parser.add_argument("--table", type=Path, help="Where the table goes, besides standard output.")
     parser.add_argument("--folder", type=Path, help="For the runs, and to go on with them; temporary if not given.")
     options = parser.parse_args()
     # So that nothing of a run is left when this is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    found, failure = (_simulate(options), None) if options.simulate else _disturb(options)
+    failure = None
+    if options.sum:
+        found = summed(options.sum)
+    elif options.simulate:
+        found = _simulate(options)
+    else:
+        found, failure = _disturb(options)
     print(found)
     if options.table:
         options.table.write_text(found)

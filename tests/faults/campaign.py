@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from specbatch.compare import compare, report
-from specbatch.rundir import RunDir, write_json
+from specbatch.rundir import RunDir
 from tests.faults.clock import Clock
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.scene import Scene
-from tests.faults.tally import Tally
+from tests.faults.tally import KEPT, Tally, read, write
 
 HASTY = 0.1
 """Share of the faults that do not wait until the one before is over."""
@@ -46,11 +44,12 @@ class Campaign:
         kinds: Sequence[Kind] = KINDS,
     ) -> None:
         self.folder, self.target, self.steps, self.say = folder, target, steps, say
-        self._kept = folder / "tallies.json"
-        known = json.loads(self._kept.read_text()) if self._kept.exists() else {"runs": 0, "tallies": {}}
+        self._kept = folder / KEPT
         self.tallies: dict[str, Tally] = defaultdict(Tally)
-        self.tallies.update({name: Tally(**facts) for name, facts in known["tallies"].items()})
-        self.runs = known["runs"]
+        self.runs = 0
+        if self._kept.exists():
+            self.runs, known = read(self._kept)
+            self.tallies.update(known)
         self._seed = seed
         self._clock = Clock(folder)
         self._schedule = itertools.islice(schedule(seed, kinds), self.injected(), None)
@@ -97,7 +96,7 @@ class Campaign:
         found = compare(expected, scene.run_dir)
         if not found.equal or found.steps != self.steps or found.snapshot != self.steps:
             raise AssertionError("\n".join([f"run {self.runs} in {scene.folder} differs", *report(found)]))
-        write_json(self._kept, {"runs": self.runs, "tallies": {n: asdict(tally) for n, tally in self.tallies.items()}})
+        write(self._kept, self.runs, self.tallies)
         shutil.rmtree(scene.folder)
         again = len(history) - self.steps
         self.say(f"run {self.runs}: equal to the last bit, {scene.starts} starts, {again} steps trained again")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.faults.tally import Tally
+from tests.faults.tally import KEPT, Tally, read
 
 if TYPE_CHECKING:
     from tests.faults.simulation import Stats
@@ -16,15 +17,29 @@ HEAD = ("fault", "count", "recovered", "steps retrained: mean", "most", "seconds
 
 def table(tallies: Mapping[str, Tally]) -> str:
     """One line a kind, and their sum."""
-    every = Tally(
-        count=sum(tally.count for tally in tallies.values()),
-        recovered=sum(tally.recovered for tally in tallies.values()),
-        retrained=[steps for tally in tallies.values() for steps in tally.retrained],
-        seconds=[seconds for tally in tallies.values() for seconds in tally.seconds],
-    )
+    every = _added(tallies.values())
     rows = [HEAD, ("---",) + ("---:",) * (len(HEAD) - 1)]
     rows += [_row(name, tally) for name, tally in [*sorted(tallies.items()), ("all", every)]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def summed(folders: Sequence[Path]) -> str:
+    """One table of what several campaigns have counted."""
+    kept = [read(folder / KEPT) for folder in folders]
+    names = {name for _, tallies in kept for name in tallies}
+    every = {name: _added(tallies[name] for _, tallies in kept if name in tallies) for name in names}
+    faults = sum(tally.count for tally in every.values())
+    return f"{faults} faults in {sum(runs for runs, _ in kept)} runs.\n\n{table(every)}"
+
+
+def _added(tallies: Iterable[Tally]) -> Tally:
+    added = Tally()
+    for tally in tallies:
+        added.count += tally.count
+        added.recovered += tally.recovered
+        added.retrained += tally.retrained
+        added.seconds += tally.seconds
+    return added
 
 
 def _row(name: str, tally: Tally) -> tuple[str, ...]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from specbatch.rundir import write_json
+
+KEPT = "tallies.json"
+"""Of a campaign, in its folder: how many runs were compared, and a tally for each kind of fault in them."""
 
 
 @dataclass
@@ -15,3 +23,14 @@ class Tally:
     """Steps that were trained again, for each fault that was waited for."""
     seconds: list[float] = field(default_factory=list)
     """From the fault until the run had recovered and trained a step."""
+
+
+def write(file: Path, runs: int, tallies: Mapping[str, Tally]) -> None:
+    """Keep what a campaign has counted so far."""
+    write_json(file, {"runs": runs, "tallies": {name: asdict(tally) for name, tally in tallies.items()}})
+
+
+def read(file: Path) -> tuple[int, dict[str, Tally]]:
+    """What `write` has kept."""
+    kept = json.loads(file.read_text())
+    return kept["runs"], {name: Tally(**facts) for name, facts in kept["tallies"].items()}

@@ -19,6 +19,8 @@ import submitit
 from specbatch.rundir import RunDir
 from tests.faults.kinds import FULL_BYTES, cut, fill_disk, kill
 from tests.faults.processes import Processes
+from tests.faults.table import summed
+from tests.faults.tally import KEPT, Tally, write
 
 CONNECTS = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[2]))); sys.stdin.read()"
 RESTARTS = """
@@ -137,3 +139,14 @@ def test_a_disk_is_full_for_ranks_that_are_started_meanwhile_too(scene: SimpleNa
 
 def test_a_disk_is_not_full_where_no_rank_is(scene: SimpleNamespace) -> None:
     assert not fill_disk(scene, random.Random(0))
+
+
+def test_what_several_campaigns_counted_is_one_table(tmp_path: Path) -> None:
+    for number, steps in enumerate([1, 4]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / KEPT, 2, {"kill rank": Tally(2, 2, [steps], [10.0 + number]), f"kind {number}": Tally(1, 1)})
+    said = summed([tmp_path / "0", tmp_path / "1"])
+    assert said.startswith("6 faults in 4 runs.")
+    assert "| kill rank | 4 | 4 | 2.5 | 4 | 10.5 | 11.0 |" in said
+    assert "| kind 1 | 1 | 1 |" in said

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from specbatch.training.memory import Shape, Work, rank_bytes, step_bytes
+from tools.bench.held import held
+from tools.bench.step import parse
 
 STEP = Path(__file__).parents[2] / "tools" / "bench" / "step.py"
 TOLERANCE = 0.2
@@ -36,6 +38,36 @@ def test_the_formula_gives_the_measured_peak(recompute: str) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["predicted_bytes"] == pytest.approx(found["peak_bytes"], rel=TOLERANCE)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, options: str) -> dict[str, float]:
+    """What tensors occupy at the step's peak on a GPU, packs aside, and what the formula says."""
+    monkeypatch.setattr(sys, "argv", [str(STEP), "--loss-fraction", "1", *options.split()])
+    return held(parse())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--shape smollm2 --tokens 4096",
+        "--shape smollm2 --tokens 4096 --dtype float32",
+        "--shape smollm2 --tokens 4096 --recompute all_but_attention",
+        "--shape smollm2 --tokens 4096 --recompute all",
+        "--shape qwen3-8b --tokens 2048 --ttt-steps 3",
+        "--shape kimi-k2.5 --tokens 4096",
+    ],
+)
+def test_the_formula_gives_what_tensors_occupy_on_a_gpu(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    found = counted(monkeypatch, options)
+    assert 0.98 < found["predicted_bytes"] / found["peak_bytes"] < 1.1
+
+
+@pytest.mark.slow
+def test_a_step_of_32k_tokens_and_a_whole_vocabulary_of_152k_fits_in_14_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs included, neither weights nor optimizer. For 128k tokens: the same command with --tokens 131072."""
+    found = counted(monkeypatch, "--shape qwen3-8b --draft-vocab 151936 --tokens 32768")
+    assert found["peak_bytes"] + found["pack_bytes"] < 14e9
 
 
 def test_32k_tokens_of_an_8b_target_fit_in_14_gb_of_two_ranks_with_weights_and_optimizer() -> None:

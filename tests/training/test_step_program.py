@@ -21,6 +21,8 @@ from specbatch.training import blockwise, flex
 from specbatch.training.memory import Shape
 from tests.training.test_attention import Case, make_case
 from tools.bench import step as program
+from tools.bench.step_data import SHAPES, conversations
+from tools.bench.step_measure import Operations, countable_attention
 
 ROOT = Path(__file__).parents[2]
 STEP = ROOT / "tools" / "bench" / "step.py"
@@ -97,9 +99,9 @@ def test_its_last_line_has_both_rates_and_peaks_and_the_losses_are_the_same() ->
 
 def by_formula(tokens: int, *, mean: int, fraction: float, ttt_steps: int) -> float:
     """Operations of a step as `specbatch plan` counts them."""
-    masks = [np.array(mask) for mask in program.conversations(tokens, mean, fraction)]
+    masks = [np.array(mask) for mask in conversations(tokens, mean, fraction)]
     costs = costs_of(np.concatenate(masks), np.array([len(mask) for mask in masks]), ttt_steps)
-    return float(draft_flops(Shape(*program.SHAPES["smollm2"]), costs).sum())
+    return float(draft_flops(Shape(*SHAPES["smollm2"]), costs).sum())
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def test_the_power_of_a_growth_is_found() -> None:
 
 
 def counted(case: Case, attend) -> int:
-    with program.operations() as counter, torch.no_grad():
+    with Operations() as counter, torch.no_grad():
         attend(*case.first, [], case.sight)
     return counter.total
 
@@ -141,6 +143,6 @@ def test_operations_of_a_gpus_attention_are_counted_by_the_cpus() -> None:
 
     with pytest.raises(NotImplementedError, match="flex_attention"):
         counted(case, by_itself)
-    with program.countable_attention():
+    with countable_attention():
         found = counted(case, as_on_a_gpu)
     assert found == counted(case, blockwise.attend) > 0
