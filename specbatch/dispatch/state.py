@@ -206,12 +206,9 @@ class Dispatcher:
         return Phase.STOP if self._why() else Phase.WORK
 
     def _engine_phase(self) -> Phase:
-        """Engines stay until the steps that ranks were let into have all their packs."""
+        """Engines stay until the steps that ranks were let into are trained: till then packs of them may be lost."""
         phase = self.phase
-        begun = range(self._window.step + 1, self._let_in + 1)
-        if phase is Phase.STOP and not all(self._window.complete(step) for step in begun):
-            return Phase.WORK
-        return phase
+        return Phase.WORK if phase is Phase.STOP and self._let_in > self._window.step else phase
 
     def _why(self) -> str:
         return self._window.error or self._draining

@@ -114,8 +114,9 @@ class Engine(Actor):
                 self.hangs = False  # this one is never computed
             else:
                 self.soon(self.draw.uniform(0.02, 0.5), lambda granted=granted: self._computed(granted))
-        stays = getattr(reply, "phase", Phase.WORK) is Phase.WORK
-        self.soon(0.0 if stays else HEARTBEAT_S, self._claim)
+        # Told to stop, an engine leaves for good.
+        if getattr(reply, "phase", Phase.WORK) is Phase.WORK:
+            self.soon(0.0, self._claim)
 
     def _computed(self, granted: Grant) -> None:
         if granted.claim not in self.claims:
