@@ -225,12 +225,19 @@ def test_added_engines_work_and_vanish_and_a_cancelled_run_stays_so(tmp_path, ti
     own.suspend()
     added = subprocess.Popen(run.command("engine", str(run.root)), text=True)
     wait_for_step(run, 2, process)
+    # The few steps that are left would be trained before two commands have been started.
+    ranks = [rank for rank in psutil.process_iter(["cmdline"]) if is_rank(rank, run)]
+    assert len(ranks) == 2
+    for rank in ranks:
+        rank.suspend()
     told = json.loads(run.verb("status", str(run.root), "--json").stdout)
     assert (told["state"], told["attempt"], told["job"]) == ("running", 1, 0)
     by = {engine["name"].split("-")[0]: engine["packs"] for engine in told["head"]["engines"]}
     assert by["added"] >= 8
     own.resume()
     assert "with a snapshot" in run.verb("cancel", str(run.root)).stdout
+    for rank in ranks:
+        rank.resume()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
     assert added.wait(timeout=60) == 0
@@ -254,6 +261,12 @@ def test_added_engines_work_and_vanish_and_a_cancelled_run_stays_so(tmp_path, ti
     assert run.numbers() == undisturbed.numbers()
     assert run.draft() == undisturbed.draft()
     assert "completed" in run.verb("status", str(run.root)).stdout
+
+
+def is_rank(process: psutil.Process, run: Run) -> bool:
+    """Whether the process is a trainer rank of the run."""
+    words = process.info["cmdline"] or []
+    return "specbatch.training.rank" in words and any(str(run.root) in word for word in words)
 
 
 def own_engine(run: Run, process: subprocess.Popen[str], attempt: int) -> psutil.Process:
