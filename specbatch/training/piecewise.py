@@ -70,10 +70,9 @@ class Piecewise(torch.autograd.Function):
                 d_z[columns] = found[0]
                 d_k[piece.keys] += found[1]
                 d_v[piece.keys] += found[2]
-                for total, part in zip(d_trained, found[3:], strict=True):
-                    total += part
+                _add(d_trained, found[3:])
                 # As large as the layer: not to be held beside what the next piece needs.
-                del found, part
+                del found
         of_parameters = iter(d_trained)
         ctx.found = [
             d_z, d_k, d_v, d_head, d_norm,
@@ -98,6 +97,12 @@ class Piecewise(torch.autograd.Function):
             given.append(None if total is None else total.mul_(grad).to(ctx.dtypes[len(given)]))
         del total
         return None, None, None, None, None, *given
+
+
+def _add(totals: Iterable[Tensor], parts: Iterable[Tensor]) -> None:
+    """To each total its part. A function, so that no name keeps the last part."""
+    for total, part in zip(totals, parts, strict=True):
+        total += part
 
 
 def _zeros(x: Tensor) -> Tensor:
