@@ -1,23 +1,32 @@
-"""One Slurm cluster for all tests here: real daemons, on this machine."""
+"""One Slurm cluster for the tests here."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import contextlib
+from collections.abc import Generator, Iterator
 
 import pytest
 
-from tools.lab import Lab
+from tests.cluster.clusters import cluster
+from tools.lab import Lab, LabError
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A cluster of twenty-two nodes. A test that breaks a node brings it back."""
-    # Not below pytest's own folder, which is private, nor in /tmp, which hosts have each for themselves.
-    with tempfile.TemporaryDirectory(prefix="slurmlab-", dir="/var/lib", ignore_cleanup_errors=True) as folder:
-        cluster = Lab(Path(folder) / "lab", tied=True)
-        Path(folder).chmod(0o755)
-        cluster.up(22)
-        yield cluster
-        cluster.down()
+    yield from cluster(22)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed tells what Slurm says of its nodes and what its controller logged last."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and isinstance(lab, Lab):
+        # A cluster that no longer answers is not to hide what failed.
+        with contextlib.suppress(LabError, OSError):
+            log = (lab.folder / "log" / "slurmctld.log").read_text().splitlines()
+            report.sections.append(("slurmctld", "\n".join(log[-150:])))
+            report.sections.append(("nodes", lab.run("sinfo", "-N", "-p", "cpu", "-o", "%N %T %C %E")))
+            report.sections.append(("jobs", lab.run("squeue", "-o", "%i %T %r %N")))
+    return report

@@ -9,16 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.cluster.clusters import cluster
 from tools.lab import Lab, LabError
 from tools.lab.processes import Started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A cluster of its own: what other tests did to theirs is not to show here."""
+    yield from cluster(6)
 
 
 def user(lab: Lab, *command: str) -> str:

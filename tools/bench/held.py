@@ -61,7 +61,9 @@ class Held(TorchDispatchMode):
             self._hold(tensor, 0)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        # Without values in it the sum is there already; torch 2.11 would take the dtype for `beta`.
+        result = kwargs["out"] if func is torch.ops.aten.addmm.dtype_out else func(*args, **kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.device.type == self._device.type:
                 self._hold(tensor, tensor.untyped_storage().nbytes())
