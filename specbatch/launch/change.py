@@ -37,13 +37,19 @@ def change_settings(run_dir: RunDir, overrides: Sequence[str], here: bool = True
     refuse_fixed(found, old.training.schedule, last_step(run_dir.metrics))
     for warning in check(new, new_run=False, here=here):
         print(f"specbatch: warning: {warning}", file=sys.stderr)
-    made_from = read_json(run_dir.provenance)
-    if made_from is not None:
-        entry = {
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "before_attempt": max(run_dir.attempts(), default=0) + 1,
-            "changes": [asdict(change) for change in found],
-        }
-        write_json(run_dir.provenance, {**made_from, "changed": [*made_from.get("changed", []), entry]})
+    tell_changes(run_dir, found)
     write_whole(run_dir.config, dump_config(new).encode())
     return new, found
+
+
+def tell_changes(run_dir: RunDir, found: Sequence[Change]) -> None:
+    """List in ``provenance.json`` what is different from the next attempt on."""
+    made_from = read_json(run_dir.provenance)
+    if made_from is None or not found:
+        return
+    entry = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "before_attempt": max(run_dir.attempts(), default=0) + 1,
+        "changes": [asdict(change) for change in found],
+    }
+    write_json(run_dir.provenance, {**made_from, "changed": [*made_from.get("changed", []), entry]})

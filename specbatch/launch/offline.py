@@ -13,7 +13,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,8 +21,11 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from specbatch.config import Config
+from specbatch.config import Config, load_config
+from specbatch.config.change import changes
+from specbatch.corpus import make_plan, open_corpus
 from specbatch.errors import RunError, UserError
+from specbatch.launch.change import tell_changes
 from specbatch.launch.history import begin_attempt, read_attempt
 from specbatch.launch.interrupts import Interrupts
 from specbatch.launch.local import DONE, INTERRUPTED, STOPPED
@@ -55,8 +58,7 @@ def train_anew(recorded: RunDir, out: RunDir, overrides: Sequence[str]) -> int:
         UserError: nothing is recorded, a setting can't be another one than when it was, or it is being trained already.
         RunError: training failed; with the log's last words.
     """
-    _refuse_if_it_runs(out)
-    return _train(out, *begin_anew(recorded, out, overrides))
+    return _train(out, *_begin(out, lambda: begin_anew(recorded, out, overrides)))
 
 
 def resume(out: RunDir, overrides: Sequence[str]) -> int:
@@ -65,8 +67,27 @@ def resume(out: RunDir, overrides: Sequence[str]) -> int:
     Args:
         overrides: settings that are different from now on.
     """
+    return _train(out, *_begin(out, lambda: go_on_anew(out, overrides)))
+
+
+def _begin(out: RunDir, begin: Callable[[], tuple[Config, Source]]) -> tuple[Config, Source]:
+    """Make the run directory ready, and keep ``provenance.json``: what the draft is made from, and what was changed."""
+    from specbatch.launch.provenance import provenance
+    from specbatch.target import fingerprint, read_target
+    from specbatch.training.replay import RepeatedPlan
+
     _refuse_if_it_runs(out)
-    return _train(out, *go_on_anew(out, overrides))
+    before = load_config(out.config) if out.config.exists() else None
+    config, source = begin()
+    if not out.provenance.exists():
+        target, corpus = fingerprint(read_target(config.target.path)), open_corpus(out)
+        recorded = make_plan(load_config(RunDir(Path(source.run)).config), corpus)
+        plan = RepeatedPlan(recorded, first=source.first, count=source.count, epochs=config.training.epochs)
+        made_from = provenance(config.target.path, target, corpus.fingerprint, plan.fingerprint)
+        write_json(out.provenance, {**made_from, "recording": msgspec.to_builtins(source)})
+    elif before is not None:
+        tell_changes(out, changes(before, config))
+    return config, source
 
 
 def _refuse_if_it_runs(out: RunDir) -> None:

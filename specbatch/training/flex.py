@@ -61,8 +61,10 @@ def flex_prefix(
     """
     q, k, v = (x.transpose(0, 1)[None] for x in (q_NHD, k_RGD, v_RGD))
     out, aux = kernel(
-        q, k, v, block_mask=block_mask(sight, k_RGD.shape[0]), enable_gqa=True, return_aux=AuxRequest(lse=True)
-    )
+        q, k, v, block_mask=block_mask(sight, k_RGD.shape[0]), enable_gqa=True, return_aux=AuxRequest(lse=True),
+        # The same kernel for all sizes: for few queries there would be one of its own, and another compilation.
+        kernel_options={"BACKEND": "TRITON"},
+    )  # fmt: skip
     return out[0].transpose(0, 1), aux.lse[0].transpose(0, 1)
 
 

@@ -12,6 +12,10 @@ from typing import Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+# Sizes of one, whether anything learns, and sizes that happened to be the same make compilations of their own: a dozen
+# of one function. Beyond its limit torch would run the others uncompiled, and attention would hold all scores.
+torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

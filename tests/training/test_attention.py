@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention as flex_attention_module
 from torch.nn.attention.flex_attention import flex_attention
 
 from specbatch.training import blockwise, flex
@@ -39,8 +41,9 @@ class Case:
 
 
 def make_case(
-    lengths: list[int], *, steps: int = 2, live: float = 0.4, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> Case:
+    lengths: list[int], *, steps: int = 2, live: float = 0.4, seed: int = 0, dtype: torch.dtype = torch.float64,
+    heads: int = HEADS, groups: int = GROUPS, width: int = WIDTH,
+) -> Case:  # fmt: skip
     """Samples one after the other; of later steps' columns some have left the unroll already."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -55,12 +58,12 @@ def make_case(
     own, rows = [], at_step
     made: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(steps):
-        made.append((rows, random(len(rows), GROUPS, WIDTH), random(len(rows), GROUPS, WIDTH)))
+        made.append((rows, random(len(rows), groups, width), random(len(rows), groups, width)))
         rows = rows[: max(1, len(rows) - 2)]
     for there, key, value in made:
         own.append(Own(key, value, None if len(there) == len(rows) else torch.searchsorted(there, rows)))
     return Case(
-        random(len(rows), HEADS, WIDTH), random(total, GROUPS, WIDTH), random(total, GROUPS, WIDTH), own,
+        random(len(rows), heads, width), random(total, groups, width), random(total, groups, width), own,
         Sight(rows, tuple(pairwise(edges))),
     )  # fmt: skip
 
@@ -80,13 +83,13 @@ def dense_prefix(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> tuple[Tensor,
 
 def dense(case: Case) -> Tensor:
     """One softmax over all keys."""
-    each = HEADS // GROUPS
+    each = case.q.shape[1] // case.k.shape[1]
     out, lse = dense_prefix(case.q, case.k, case.v, case.sight)
     scores, values = [lse], [out]
     for own in case.own:
         index = slice(None) if own.index_N is None else own.index_N
         key, value = (t[index].repeat_interleave(each, 1) for t in (own.key_MGD, own.value_MGD))
-        scores.append((case.q * key).sum(-1) / math.sqrt(WIDTH))
+        scores.append((case.q * key).sum(-1) / math.sqrt(case.q.shape[-1]))
         values.append(value)
     weight = torch.stack(scores).softmax(0)
     return (weight[..., None] * torch.stack(values)).sum(0)
@@ -131,20 +134,39 @@ def test_without_the_gradient_of_the_log_sum_exp_the_merge_would_be_seen_to_be_w
         torch.testing.assert_close(gradients(out, case), gradients(dense(case), case))
 
 
+def eager(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
+    """FlexAttention as it is written down."""
+    return flex.flex_prefix(q, k, v, sight, kernel=flex_attention)
+
+
 @pytest.mark.parametrize("lengths", [[1], [700], [130, 1, 257, 128, 400]])
 @pytest.mark.parametrize("live", [0.05, 0.4, 1.0])
 def test_flex_attention_forward_is_blockwise_attention(lengths: list[int], live: float):
     case = make_case(lengths, live=live, dtype=torch.float32)
-
-    def eager(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
-        return flex.flex_prefix(q, k, v, sight, kernel=flex_attention)
-
     with torch.no_grad():
         q, k, v = case.first
         own = [Own(step.key_MGD.detach(), step.value_MGD.detach(), step.index_N) for step in case.own]
         ours = blockwise.attend(q, k, v, own, case.sight)
         theirs = flex.attend(q, k, v, own, case.sight, prefix=eager)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention refuses gradients on a CPU, where it has no kernel for them; as it is written down, it has them."""
+    monkeypatch.setattr(flex_attention_module, "_validate_device", lambda *_: None)
+
+
+@pytest.mark.usefixtures("differentiable")
+@pytest.mark.parametrize("lengths", [[1], [300, 128], [130, 1, 257]])
+@pytest.mark.parametrize("live", [0.05, 0.4, 1.0])
+def test_flex_attention_and_its_gradients_are_those_of_dense_attention(lengths: list[int], live: float):
+    """The log-sum-exp's among them. What a GPU has of its own are the kernels."""
+    case = make_case(lengths, live=live)
+    out = flex.attend(case.q, case.k, case.v, case.own, case.sight, prefix=eager)
+    expected = dense(case)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(gradients(out, case), gradients(expected, case))
 
 
 @settings(max_examples=30, deadline=None)
@@ -163,24 +185,56 @@ def test_the_block_mask_has_every_visible_block_and_calls_none_whole_that_is_not
         for r, block in enumerate(row):
             assert block.any() <= (r in partial or r in whole)
             assert (r in whole) <= bool(block.all() and block.shape[1] == size)
+    # The gradients of keys and values go by the same blocks, listed the other way round.
+    assert listed(mask.q_num_blocks, mask.q_indices) == {(r, n) for n, r in listed(mask.kv_num_blocks, mask.kv_indices)}
+    assert listed(mask.full_q_num_blocks, mask.full_q_indices) == {
+        (r, n) for n, r in listed(mask.full_kv_num_blocks, mask.full_kv_indices)
+    }
+
+
+def listed(count: Tensor, indices: Tensor) -> set[tuple[int, int]]:
+    """Row and column of the blocks that such a table names."""
+    return {(row, int(c)) for row, n in enumerate(count[0, 0].tolist()) for c in indices[0, 0, row, :n]}
 
 
 SIZES = [[300, 500], [640, 200, 333], [1000], [150, 900, 20], [410, 411]]
 
 
-def test_packs_of_all_sizes_share_one_compilation():
+@pytest.mark.usefixtures("differentiable")
+@pytest.mark.parametrize("learns", [False, True])
+def test_packs_of_all_sizes_share_one_compilation(learns: bool):
     """Tracing and guards, which are the same on a GPU. FlexAttention has no compiled log-sum-exp on a CPU."""
     torch._dynamo.reset()
     kernel = torch.compile(flex_attention, dynamic=True, backend="aot_eager")
     for number, lengths in enumerate(SIZES):
-        case = make_case(lengths, steps=0, seed=number, dtype=torch.float32)
+        case = make_case(lengths, steps=0, seed=number)
         if number == 1:
             assert counters["stats"]["unique_graphs"]
             counters.clear()  # the first pack compiles
-        with torch.no_grad():
-            out, _ = flex.flex_prefix(*case.first, case.sight, kernel=kernel)
-        torch.testing.assert_close(out, blockwise.attend(*case.first, [], case.sight), rtol=1e-4, atol=1e-5)
+        with torch.set_grad_enabled(learns):
+            out, _ = flex.flex_prefix(case.q, case.k, case.v, case.sight, kernel=kernel)
+            expected = blockwise.attend(case.q, case.k, case.v, [], case.sight)
+        torch.testing.assert_close(out, expected)
+        if learns:
+            torch.testing.assert_close(gradients(out, case), gradients(expected, case))
     assert not counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("differentiable")
+def test_no_kind_of_piece_is_left_uncompiled():
+    """One query, one block of them, or many; as many keys; with gradients or without. torch compiles each apart, up to
+    a limit, beyond which it would hold all scores."""
+    torch._dynamo.reset()
+    counters.clear()
+    kernel = torch.compile(flex_attention, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for lengths, live, learns in itertools.product(([500], [100], [1]), (1.0, 0.5, 0.0), (True, False)):
+            case = make_case(lengths, steps=0, live=live)
+            with torch.set_grad_enabled(learns):
+                out, _ = flex.flex_prefix(case.q, case.k, case.v, case.sight, kernel=kernel)
+                torch.testing.assert_close(out, blockwise.attend(case.q, case.k, case.v, [], case.sight))
+    assert torch._dynamo.config.recompile_limit > counters["stats"]["unique_graphs"] > 8
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ LEAN = Work(tokens=32768, ttt_steps=7, columns_at_once=2048, recompute="all", va
 def test_the_formula_gives_the_measured_peak(recompute: str) -> None:
     command = [
         sys.executable, str(STEP), "--tokens", "1024", "--loss-fraction", "1", "--ttt-steps", "4", "--threads", "1",
-        "--repeat", "0", "--columns-at-once", "400", "--recompute", recompute, "--only", "ours",
+        "--repeat", "0", "--columns-at-once", "512", "--recompute", recompute, "--only", "ours",
     ]  # fmt: skip
     # The formula speaks of what is in use. glibc keeps what was freed, some 50 MB here, unless it maps every large
     # block by itself.
@@ -40,10 +40,10 @@ def test_the_formula_gives_the_measured_peak(recompute: str) -> None:
     assert found["predicted_bytes"] == pytest.approx(found["peak_bytes"], rel=TOLERANCE)
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, options: str) -> dict[str, float]:
+def counted(monkeypatch: pytest.MonkeyPatch, options: str, *, own_embedding: bool = False) -> dict[str, float]:
     """What tensors occupy at the step's peak on a GPU, packs aside, and what the formula says."""
     monkeypatch.setattr(sys, "argv", [str(STEP), "--loss-fraction", "1", *options.split()])
-    return held(parse())
+    return held(parse(), own_embedding=own_embedding)
 
 
 @pytest.mark.slow
@@ -60,6 +60,15 @@ def counted(monkeypatch: pytest.MonkeyPatch, options: str) -> dict[str, float]:
 )
 def test_the_formula_gives_what_tensors_occupy_on_a_gpu(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
     found = counted(monkeypatch, options)
+    assert 0.98 < found["predicted_bytes"] / found["peak_bytes"] < 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", ["--shape smollm2 --tokens 4096", "--shape smollm2 --tokens 4096 --dtype float32 --recompute all"]
+)
+def test_the_formula_knows_what_an_embedding_of_the_draft_takes(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    found = counted(monkeypatch, options, own_embedding=True)
     assert 0.98 < found["predicted_bytes"] / found["peak_bytes"] < 1.1
 
 

@@ -135,13 +135,25 @@ def test_a_new_draft_comes_out_the_same_whatever_its_training_went_through(
     assert told["state"] == "gone"
     assert whole_snapshots(disturbed.run_dir.snapshots)[-1] < last_step(disturbed.run_dir.metrics)
 
-    command = disturbed.start("resume", str(disturbed.run_dir.root))
+    command = disturbed.start("resume", str(disturbed.run_dir.root), "--run.log_interval_s", "7")
     out, err = command.communicate(timeout=200)
     assert command.returncode == 0, err
     told = disturbed.status()
     assert (told["state"], told["step"], told["attempt"]) == ("completed", COUNT * EPOCHS, 3)
     assert without_times(disturbed.metrics()) == without_times(undisturbed.metrics())
     assert _end(disturbed) == _end(undisturbed)
+    _is_told(recorded, disturbed.run_dir)
+
+
+def _is_told(recorded: RunDir, out: RunDir) -> None:
+    """Where the draft comes from, and what was changed on the way."""
+    made_from = json.loads(out.provenance.read_text())
+    assert made_from["recording"] == {"run": str(recorded.root), "first": FIRST, "count": COUNT}
+    assert made_from["corpus_fingerprint"] == open_corpus(recorded).fingerprint
+    assert made_from["plan"]["recorded"] == {"first": FIRST, "count": COUNT, "epochs": EPOCHS}
+    (changed,) = made_from["changed"]
+    assert changed["before_attempt"] == 3
+    assert [(change["field"], change["now"]) for change in changed["changes"]] == [("run.log_interval_s", 7.0)]
 
 
 def test_ranks_that_train_every_pack_together_learn_the_same(

@@ -23,13 +23,18 @@ from specbatch.training.memory import step_bytes
 from tools.bench.step_case import make_case, predicted_bytes
 
 
-def held(options: argparse.Namespace) -> dict[str, float | str]:
-    """Count what tensors occupy, where none has values."""
+def held(options: argparse.Namespace, *, own_embedding: bool = False) -> dict[str, float | str]:
+    """Count what tensors occupy, where none has values.
+
+    Args:
+        own_embedding: as of `make_case`.
+    """
     device, dtype = torch.device("meta"), getattr(torch, options.dtype or "bfloat16")
-    case = make_case(options, device, dtype)
+    case = make_case(options, device, dtype, own_embedding=own_embedding)
     draft, pack = case.draft, case.pack
-    of_target, of_pack = (draft.embedding, draft.target_head), (pack.input_ids, pack.aux, pack.last)
-    given = [*draft.parameters(), draft.draft_ids, *of_target, *of_pack, case.weights]
+    given = [*draft.parameters(), draft.draft_ids, draft.target_head, pack.input_ids, pack.aux, pack.last, case.weights]
+    if draft.embedding is not None:
+        given.append(draft.embedding)
     kept, blockwise.attend = blockwise.attend, attend
     try:
         with Held(device, given) as seen:

@@ -31,9 +31,15 @@ class Case:
     work: Work
 
 
-def make_case(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Case:
-    """Random weights and a random pack; on torch's meta device, of which nothing is known but shapes."""
-    shape = Shape(*(TOY_SHAPE if options.shape == TOY else SHAPES[options.shape]))
+def make_case(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype, *, own_embedding: bool = False
+) -> Case:
+    """Random weights and a random pack; on torch's meta device, of which nothing is known but shapes.
+
+    Args:
+        own_embedding: the draft trains an embedding, instead of reading the target's.
+    """
+    shape = Shape(*(TOY_SHAPE if options.shape == TOY else SHAPES[options.shape]), own_embedding=own_embedding)
     if options.draft_vocab:
         shape = replace(shape, draft_vocab=options.draft_vocab)
     contract = CaptureContract((0, 1, 2), shape.hidden)
@@ -48,6 +54,7 @@ def make_case(options: argparse.Namespace, device: torch.device, dtype: torch.dt
         ttt_steps=options.ttt_steps,
         draft_ids=tuple(range(shape.draft_vocab)),
         contract=contract,
+        embedding_rows=shape.vocab if own_embedding else 0,
     )
     generator = torch.Generator().manual_seed(0)
     meta = device.type == "meta"

@@ -292,6 +292,10 @@ class Eagle3(nn.Module):
         for step, rows in enumerate(piece.steps):
             if rows.kept_N is not None:
                 z = z[rows.kept_N.to(z.device, non_blocking=True)]
+            if not len(rows.live_N):
+                # All columns of the piece have left the unroll; FlexAttention takes no empty tensors.
+                states.append(z)
+                continue
             if sight is None or rows.kept_N is not None:
                 sight = Sight(rows.row_N.to(z.device, non_blocking=True), piece.samples)
             z, key, value = self._saving(

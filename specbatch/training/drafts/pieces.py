@@ -55,14 +55,15 @@ class Piece:
 
 
 def cut(columns: Columns, size: int) -> Iterator[Piece]:
-    """Cut the live columns into pieces.
+    """Cut the live columns into pieces of the same size: a small one would need the whole layer, too, and on a GPU
+    compilations of its own.
 
     Args:
         size: most columns of a piece.
     """
     live = (columns.target_KC >= 0).any(0).nonzero().flatten()
-    for chosen in live.split(size):
-        if len(chosen):
+    if len(live):
+        for chosen in live.tensor_split(-(-len(live) // size)):
             yield _piece(columns, chosen)
 
 
