@@ -7,9 +7,10 @@ query of a block sees are skipped, and blocks that all of them see need no mask.
 FlexAttention gives its log-sum-exp along with the output, and takes a gradient for both; with it, the few own keys join
 the same softmax exactly (`Merge`). Sizes are dynamic: one compilation serves packs of all sizes.
 
-This never ran on a GPU: the machines that it was made on have none. What was tested on a CPU: the block mask, the
-forward pass, compiled and not, against `blockwise`, `Merge` with its gradient against dense attention, and the step
-around it on a device without values. FlexAttention has no backward pass on a CPU.
+This never ran on a GPU: the machines that it was made on have none. What was tested without one: FlexAttention as torch
+writes it down, with its gradients and `Merge`, against dense attention; the block mask, from both sides; the kernels
+that torch makes of both passes for an H100, compiled for it and, in Triton's interpreter, run against dense attention;
+and the step around it on a device without values. How fast it is there is not known.
 
 Shapes: as in `attention`.
 """
