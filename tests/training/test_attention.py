@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.nn.attention import flex_attention as flex_attention_module
 from torch.nn.attention.flex_attention import flex_attention
 
 from specbatch.training import blockwise, flex
@@ -149,12 +148,6 @@ def test_flex_attention_forward_is_blockwise_attention(lengths: list[int], live:
         ours = blockwise.attend(q, k, v, own, case.sight)
         theirs = flex.attend(q, k, v, own, case.sight, prefix=eager)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention refuses gradients on a CPU, where it has no kernel for them; as it is written down, it has them."""
-    monkeypatch.setattr(flex_attention_module, "_validate_device", lambda *_: None)
 
 
 @pytest.mark.usefixtures("differentiable")

@@ -15,13 +15,13 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import flex_attention as flex_attention_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specbatch.training import blockwise, flex
 from specbatch.training.attention import Own, Sight
 from specbatch.training.drafts.eagle3 import Eagle3, Recompute
 from specbatch.training.drafts.pack import PackTensors
+from tests.training.test_attention import eager
 from tests.training.test_eagle3 import WEIGHTS, WHOLE, difference, make_draft, ours, pack_of, reference
 
 STEPS = 3
@@ -114,12 +114,11 @@ def test_a_step_that_asks_would_be_seen() -> None:
         draft(pack, WEIGHTS[:STEPS].float().to("meta"))
 
 
+@pytest.mark.usefixtures("differentiable")
 @pytest.mark.parametrize("columns_at_once", [1, 5])
 def test_the_gpus_way_gives_the_oracles_gradients(monkeypatch: pytest.MonkeyPatch, columns_at_once: int) -> None:
     """With FlexAttention as it is written down. One column at a time: none is left in its last steps."""
-    monkeypatch.setattr(flex_attention_module, "_validate_device", lambda *_: None)
-    written = partial(flex.flex_prefix, kernel=flex_attention_module.flex_attention)
-    monkeypatch.setattr(blockwise, "attend", partial(flex.attend, prefix=written))
+    monkeypatch.setattr(blockwise, "attend", partial(flex.attend, prefix=eager))
     draft, samples, expected = reference()
     draft.columns_at_once = columns_at_once
     assert difference(ours(draft, pack_of(samples), WEIGHTS[:STEPS])[1], expected) < 1e-9
