@@ -1,7 +1,7 @@
-"""What depends on two fields, on the target's files or on this machine, checked before anything is started.
+"""Checks before anything is started: dependencies between fields, on the target's files, and on this machine.
 
-A message names both sides and a value that would do. `check` knows the configuration and the target; `check_plan`
-what the corpus has made of them.
+Messages name both sides and a value that would work. `check` needs the configuration and the target; `check_plan` also
+the corpus.
 """
 
 from __future__ import annotations
@@ -12,19 +12,41 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from specbatch.capture import BYTES_PER_VALUE, CaptureContract
 from specbatch.config import Config
-from specbatch.config.rules import Bytes
+from specbatch.config.engine_nodes import nodes_per_engine
+from specbatch.drafts.base import Algorithm, CaptureContract, algorithm_of
 from specbatch.errors import UserError
-from specbatch.inference.arguments import RESERVED_TOKENS, refusal, refuse_unknown
-from specbatch.target import TargetShape, aux_layers, brings_code, embedding_name, head_name, read_target, stored_head
-from specbatch.tokens import tokenizer_ids
-from specbatch.training.budget import check_memory, check_ranks
-from specbatch.training.drafts import files
+from specbatch.evaluation.stored_states import check_measurable
+from specbatch.gpu_kinds import gpu
+from specbatch.gpus import listed_gpus
+from specbatch.inference.arguments import RESERVED_TOKENS, engine_dtype, refusal, refuse_unknown
+from specbatch.inference.classes import check_class
+from specbatch.room import check_store, warn_of_store
+from specbatch.rundir import RunDir
+from specbatch.target import (
+    PLAIN,
+    TargetShape,
+    bias_name,
+    brings_code,
+    embedding_name,
+    head_name,
+    locate,
+    read_target,
+    stored_head,
+)
+from specbatch.tokenizer_ids import tokenizer_ids
+from specbatch.training.preflight import check_memory, check_ranks
+from specbatch.units import bytes_text
+
+TCP_BYTES_PER_S = 3e9
+"""Bytes per second that TCP carries into a node: as much as four threads of a fast engine put, and as a 25 GbE port
+takes."""
+HOST_TOKENS_PER_S = 2e5
+"""Prompt tokens per second that an engine's host schedules at most (assumed), however small the target is."""
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from specbatch.corpus import Corpus
     from specbatch.plan import Plan
 
@@ -33,41 +55,57 @@ def check(config: Config, *, new_run: bool = True, here: bool = True) -> list[st
     """Check a configuration before a new run.
 
     Args:
-        new_run: whether ``run.dir`` has to be free.
+        new_run: whether ``run.dir`` has to be new.
         here: all components will run on this machine, with its GPUs and its memory.
 
     Returns:
-        warnings, to be shown and not to be stopped by.
+        warnings, which do not prevent the run.
 
     Raises:
-        UserError: it can't work; the message begins with the key to change.
+        UserError: the run can't work; the message begins with the key to change.
     """
     if new_run:
         _check_run_dir(config)
+    check_readable(config)
     shape = read_target(config.target.path)
+    check_answers(config, shape)
+    if config.run.goal == "answers":
+        if here and not config.data.regenerate.endpoint:
+            _check_gpus(config)
+        return []
+    algorithm = algorithm_of(config, shape)
     _check_sglang(config)
-    _check_tensor_parallel(config, shape)
+    check_class(shape.architecture, shape.path)
+    check_tensor_parallel(config, shape)
     check_ranks(config)
     _check_lengths(config, shape)
-    _check_layers(config, shape)
-    warnings = _check_vocabulary(config, shape)
+    check_logits(algorithm)
+    warnings = [*algorithm.check(), *_check_vocabulary(shape)]
     _check_evaluate(config)
-    check_memory(config, shape)
+    warnings += _check_sweep(config, algorithm)
+    _check_weights(config)
+    check_memory(config, algorithm)
+    for section, kind in (("inference", config.inference.gpu), ("training", config.training.gpu)):
+        if kind:
+            gpu(kind, f"{section}.gpu")
     if config.draft.init_from:
-        warnings += files(config.draft.algorithm).read_published(config, shape).warnings
-    warnings += _warn_of_store(config, shape)
+        warnings += algorithm.files.read_published().warnings
+    warnings += warn_of_store(config, algorithm.contract)
+    warnings += _warn_of_tcp(config, shape, algorithm.contract, here=here)
     if here:
         _check_gpus(config)
+        if config.evaluate.prompts and not visible_gpus():
+            check_measurable(config, algorithm)
         warnings += _warn_of_memory(config)
     warnings += _warn_of_evaluations(config)
     if config.training.max_steps:
         warnings += _warn_of_warmup(config, config.training.max_steps)
     if not config.target.trust_remote_code and brings_code(shape):
         warnings.append(
-            f"target.trust_remote_code: false: {shape.path} brings Python code of its own (auto_map in config.json); "
-            "if it can't be loaded without, read that code and set target.trust_remote_code: true"
+            f"target.trust_remote_code: false: {shape.path} contains Python code (auto_map in config.json); "
+            "if it can't be loaded without that code, read it and set target.trust_remote_code: true"
         )
-    if config.target.dtype == "auto" and shape.dtype == "float32":
+    if config.target.dtype == "auto" and shape.dtype == "float32" and (not here or engine_dtype(config) == "auto"):
         warnings.append(
             "target.dtype: auto: the checkpoint is float32, which SGLang computes in float16; set target.dtype: "
             "bfloat16 or float32"
@@ -75,92 +113,107 @@ def check(config: Config, *, new_run: bool = True, here: bool = True) -> list[st
     return warnings
 
 
-def check_plan(config: Config, plan: Plan, corpus: Corpus, contract: CaptureContract) -> list[str]:
-    """Check what is known once the corpus is: exact bytes, and the number of steps. Returns and raises as `check`."""
+def check_answers(config: Config, shape: TargetShape) -> None:
+    """Check that the target can answer prompts as ``data.regenerate`` says, if that is set.
+
+    Raises:
+        UserError: it can't.
+    """
+    asked = config.data.regenerate
+    if config.run.goal == "draft" and not asked.answers:
+        return
+    if config.data.weights:
+        raise UserError("data.weights: belong to sources, but answers are a single source; leave them out")
+    if asked.max_tokens and asked.max_tokens > shape.max_positions:
+        raise UserError(
+            f"data.regenerate.max_tokens: {asked.max_tokens} is more than the target's {shape.max_positions} positions"
+        )
+    if asked.endpoint:
+        if not asked.endpoint.startswith(("http://", "https://")):
+            raise UserError(f"data.regenerate.endpoint: {asked.endpoint} is not a URL like https://host:port/v1")
+        return
+    if (nodes := nodes_per_engine(config)) > 1:
+        raise UserError(
+            f"inference.nodes_per_engine: engines that answer prompts run on one node, not on {nodes}; "
+            "let a server of your own answer: data.regenerate.endpoint"
+        )
+    refuse_unknown(config.inference.sglang, "inference.sglang")
+    check_tensor_parallel(config, shape)
+
+
+def check_plan(
+    config: Config, plan: Plan, corpus: Corpus, algorithm: Algorithm, bytes_S: np.ndarray | None = None
+) -> list[str]:
+    """Check what depends on the prepared corpus: the algorithm's requirements, exact bytes, and the number of steps.
+
+    Args:
+        bytes_S: the result of `specbatch.room.stored_bytes`, if it is known already.
+
+    Returns and raises as `check`.
+    """
     if config.training.evaluate_interval_steps and not plan.heldout:
         raise UserError(
-            "data.heldout: no sample of it has anything to evaluate on (prompts without answers?); give it "
+            "data.heldout: no sample can be used for evaluation (prompts without answers?); give "
             "conversations with answers, or leave training.evaluate_interval_steps out"
         )
-    check_store(config, plan, corpus, contract)
-    return _warn_of_warmup(config, min(plan.steps, config.training.max_steps or plan.steps))
+    warnings = algorithm.check_corpus(corpus)
+    check_store(config, plan, corpus, algorithm, bytes_S)
+    return warnings + _warn_of_warmup(config, min(plan.steps, config.training.max_steps or plan.steps))
+
+
+def check_snapshot(folder: Path, algorithm: Algorithm) -> None:
+    """Check that a run's snapshots belong to the draft that it is going to train.
+
+    Args:
+        folder: the snapshots.
+
+    Raises:
+        UserError: they belong to another one.
+    """
+    from specbatch.snapshot.manifest import differences, read_manifest, snapshot_path, whole_snapshots
+
+    for step in whole_snapshots(folder)[-1:]:
+        snapshot = snapshot_path(folder, step)
+        before, now = read_manifest(snapshot).facts.get("draft", {}), algorithm.facts()
+        if before.get("algorithm", now["algorithm"]) != now["algorithm"]:
+            raise UserError(
+                f"draft.algorithm: {now['algorithm']} can't continue from {snapshot}, which has a draft of "
+                f"{before['algorithm']}; set draft.algorithm: {before['algorithm']}, or start a new run with another "
+                "run.dir"
+            )
+        if changed := differences({"draft": before}, {"draft": now}):
+            raise UserError(
+                f"{snapshot} belongs to another training: {'; '.join(changed)}; set these back, or start a new run "
+                "with another run.dir"
+            )
 
 
 def check_recording(config: Config, plan: Plan, contract: CaptureContract) -> str | None:
-    """How many bytes recordings will take at most, for people; None if nothing is recorded.
+    """Return a text that says how many bytes recordings will take at most; None if nothing is recorded.
 
     Raises:
-        UserError: the disk of the run directory has not that much room.
+        UserError: the disk of the run directory has less room.
     """
     keep = config.snapshot.record
     if not keep:
         return None
-    # Rows, and an id and a mask for each token. One step more than is kept is there while the next is written.
-    each = BYTES_PER_VALUE * sum(contract.widths.values()) + 9
-    tokens = max(sum(plan.tokens(pack) for pack in plan.packs(step)) for step in range(1, plan.steps + 1))
+    # Rows, and an id and a mask for each token. While a step is written, there is one more than are kept.
+    each = contract.bytes_per_token + 9
+    tokens = int(plan.step_sums(plan.lengths, plan.steps).max())
     most = (keep + 1) * tokens * each
     free = shutil.disk_usage(next(folder for folder in Path(config.run.dir).absolute().parents if folder.is_dir())).free
     if most > free:
         raise UserError(
-            f"snapshot.record: {keep} steps of up to {tokens} tokens are {_size(most)}, and {config.run.dir} has "
-            f"{_size(free)} free; record at most {max(0, int(free / (tokens * each)) - 1)}, or make room"
+            f"snapshot.record: {keep} steps of up to {tokens} tokens are {bytes_text(most)}, but {config.run.dir} has "
+            f"{bytes_text(free)} free; record at most {max(0, int(free / (tokens * each)) - 1)}, or make room"
         )
-    return f"recording the last {keep} steps in at most {_size(most)}; {_size(free)} are free"
-
-
-def check_store(config: Config, plan: Plan, corpus: Corpus, contract: CaptureContract) -> None:
-    """Check that the store holds the largest step, and each of its objects; less, and the run would wait for ever.
-
-    Raises:
-        UserError: it does not.
-    """
-    room, segment = store_room(config)
-    most = BYTES_PER_VALUE * sum(contract.widths.values())
-    widest = BYTES_PER_VALUE * max(contract.widths.values())
-
-    def exact(sample: int) -> int:
-        return contract.bytes(corpus.sample(sample).loss_mask)
-
-    of_heldout = [sample for pack in plan.heldout for sample in pack.samples]
-    for sample in [*np.flatnonzero(plan.lengths * widest > segment).tolist(), *of_heldout]:
-        rows = contract.rows(corpus.sample(sample).loss_mask)
-        largest = max(BYTES_PER_VALUE * contract.widths[name] * rows[name].size for name in rows)
-        if largest > segment:
-            raise UserError(
-                f"store.bytes_per_rank: {config.store.bytes_per_rank} holds no object of more than {_size(segment)}, "
-                f"and a sample of {corpus.sample(sample).input_ids.size} tokens makes one of {_size(largest)}; set "
-                f"store.bytes_per_rank: {_enough(config, largest)}, or a smaller data.max_tokens"
-            )
-    heldout = sum(map(exact, of_heldout))
-    for step in range(1, plan.steps + 1):
-        samples = [sample for pack in plan.packs(step) for sample in pack.samples]
-        if int(plan.lengths[samples].sum()) * most + heldout <= room:
-            continue
-        needed = sum(map(exact, samples))
-        if needed <= room < needed + heldout:
-            # Any step may be the first after a restart, and held-out packs are computed again then.
-            each = _enough(config, -(-(needed + heldout) // config.training.ranks))
-            raise UserError(
-                f"training.evaluate_packs: {config.training.evaluate_packs} are {_size(heldout)}, which the store must "
-                f"hold beside any step, and step {step} is {_size(needed)}; store.bytes_per_rank: "
-                f"{config.store.bytes_per_rank} of training.ranks: {config.training.ranks} hold {_size(room)}; set "
-                f"store.bytes_per_rank: {each}, or fewer training.evaluate_packs"
-            )
-        if needed > room:
-            each = _enough(config, -(-needed // config.training.ranks))
-            raise UserError(
-                f"store.bytes_per_rank: {config.store.bytes_per_rank} of training.ranks: {config.training.ranks} hold "
-                f"{_size(room)}, and the hidden states of step {step} are {_size(needed)}; set store.bytes_per_rank: "
-                f"{each}, or a smaller training.packs_per_step"
-            )
+    return f"recording the last {keep} steps in at most {bytes_text(most)}; {bytes_text(free)} are free"
 
 
 def visible_gpus() -> int:
-    """NVIDIA GPUs of this machine that a process started here may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
-    return len(glob.glob("/dev/nvidia[0-9]*"))
+    """Return the number of NVIDIA GPUs of this machine that a process started here may use."""
+    names = listed_gpus()
+    return len(glob.glob("/dev/nvidia[0-9]*")) if names is None else len(names)
 
 
 def _check_run_dir(config: Config) -> None:
@@ -169,25 +222,78 @@ def _check_run_dir(config: Config) -> None:
         raise UserError(f"run.dir: {root} is a file; give another path")
     if (root / "config.yaml").exists() and any((root / "attempts").glob("*")):
         raise UserError(
-            f"run.dir: {root} is a run already; go on with it by `specbatch resume {root}`, or give another run.dir"
+            f"run.dir: {root} exists already as a run; continue it with `specbatch resume {root}`, or give another "
+            "run.dir"
+        )
+    # Data may have been prepared before the run begins.
+    cache = Path(config.data.cache_dir).expanduser().absolute() if config.data.cache_dir else None
+    foreign = [
+        name for name in RunDir(root).foreign if cache is None or not cache.is_relative_to(root.absolute() / name)
+    ]
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")
+        raise UserError(
+            f"run.dir: {root} has files that do not belong to a run ({shown}) and could be overwritten; give the path "
+            "of a new or empty directory"
         )
     parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"run.dir: {root}: no permission to write in {parent}; give another run.dir")
 
 
+def check_readable(config: Config) -> None:
+    """Check that the target exists and that this process may read its files, which often fails where groups share
+    models.
+
+    Raises:
+        UserError: it does not exist, or a file can't be read.
+    """
+    folder = locate(config.target.path)
+    try:
+        closed = sorted(path for path in folder.iterdir() if path.is_file() and not os.access(path, os.R_OK))
+    except PermissionError as error:
+        raise UserError(f"target.path: no permission to read {folder}; ask its owner for it") from error
+    except OSError:
+        return
+    if closed:
+        raise UserError(f"target.path: no permission to read {closed[0]}; ask its owner for it, or copy the target")
+
+
 def _check_sglang(config: Config) -> None:
-    for name in config.inference.sglang:
-        why = refusal(name, config.inference.deterministic)
+    for name, value in config.inference.sglang.items():
+        why = refusal(name, value, config.inference.deterministic)
         if why:
             raise UserError(f"inference.sglang.{name}: can't be set here: {why}")
     refuse_unknown(config.inference.sglang, "inference.sglang")
 
 
-def _check_tensor_parallel(config: Config, shape: TargetShape) -> None:
+def check_logits(algorithm: Algorithm) -> None:
+    """Check that the algorithm's loss uses the logits that the target samples from.
+
+    Raises:
+        UserError: it does not.
+    """
+    target = algorithm.target
+    if not algorithm.changed_logits and (target.logits != PLAIN or bias_name(target) is not None):
+        raise UserError(
+            f"draft.algorithm: {algorithm.name} does not support what {target.path} does to its logits after the head "
+            "(a factor, a softcap or a bias); choose another algorithm"
+        )
+
+
+def check_tensor_parallel(config: Config, shape: TargetShape) -> None:
+    """Check that the target can be divided among the GPUs of an engine.
+
+    Raises:
+        UserError: it can't.
+    """
     degree = config.inference.tensor_parallel
-    # A rank has its share of the key heads, or a copy of one where there are fewer.
-    shares = {"attention heads": shape.heads, "columns of its MLP": shape.intermediate}
+    # Each GPU has a share of the key heads, or a copy of one head if there are fewer heads than GPUs.
+    shares = {"attention heads": shape.heads}
+    if shape.experts is None or shape.experts.dense_first:
+        shares["columns of its MLP"] = shape.intermediate
+    elif not any(key in config.inference.sglang for key in ("ep_size", "ep", "expert_parallel_size")):
+        shares["columns of an expert"] = shape.experts.width
     wrong = next((f"{count} {name}" for name, count in shares.items() if count % degree), None)
     if wrong is None and shape.kv_heads % degree and degree % shape.kv_heads:
         wrong = f"{shape.kv_heads} key heads"
@@ -209,7 +315,7 @@ def _check_lengths(config: Config, shape: TargetShape) -> None:
     longest, pack = config.data.max_tokens, config.training.tokens_per_pack
     if longest > pack:
         raise UserError(
-            f"training.tokens_per_pack: {pack} is less than data.max_tokens: {longest}, so no pack could hold the "
+            f"training.tokens_per_pack: {pack} is less than data.max_tokens: {longest}, so packs could not hold the "
             f"longest samples; set training.tokens_per_pack: {longest} or data.max_tokens: {pack}"
         )
     if longest > shape.max_positions:
@@ -217,7 +323,7 @@ def _check_lengths(config: Config, shape: TargetShape) -> None:
             f"data.max_tokens: {longest} is more than the target's {shape.max_positions} positions; set "
             f"data.max_tokens: {shape.max_positions}"
         )
-    # Of a sample's last token nothing is ever captured.
+    # A sample's last token is not captured.
     context, needed = config.inference.sglang.get("context_length"), longest - 1 + RESERVED_TOKENS
     if isinstance(context, int) and context < needed:
         raise UserError(
@@ -237,24 +343,7 @@ def _check_lengths(config: Config, shape: TargetShape) -> None:
         )
 
 
-def _check_layers(config: Config, shape: TargetShape) -> None:
-    chosen = aux_layers(config, shape)
-    if config.draft.aux_layers is None:
-        return
-    default = "leave it out for a low, a middle and a high one"
-    if len(chosen) != 3 or list(chosen) != sorted(set(chosen)):
-        raise UserError(
-            f"draft.aux_layers: {list(chosen)}: {config.draft.algorithm} reads three distinct layers in ascending "
-            f"order; {default}"
-        )
-    if chosen[-1] > shape.layers - 2:
-        raise UserError(
-            f"draft.aux_layers: {chosen[-1]} can't be read of the target's {shape.layers} layers: the last that can is "
-            f"{shape.layers - 2}, since SGLang does not give out the last layer's output; {default}"
-        )
-
-
-def _check_vocabulary(config: Config, shape: TargetShape) -> list[str]:
+def _check_vocabulary(shape: TargetShape) -> list[str]:
     warnings = []
     head_name(shape)
     stored = stored_head(shape)
@@ -269,13 +358,7 @@ def _check_vocabulary(config: Config, shape: TargetShape) -> list[str]:
         named = ", ".join(f"{token} ({i})" for i, token in sorted(beyond.items())[:5])
         raise UserError(
             f"target.path: the tokenizer of {shape.path} has {len(beyond)} tokens that its embedding of {shape.vocab} "
-            f"rows (vocab_size) has no row for: {named}; resize the embedding, or take them out of the tokenizer"
-        )
-    most = len(ids) or shape.vocab
-    if config.draft.vocab_size and config.draft.vocab_size > most:
-        raise UserError(
-            f"draft.vocab_size: {config.draft.vocab_size} is more than the target's {most} tokens; set "
-            "draft.vocab_size: null for all of them"
+            f"rows (vocab_size) has no row for: {named}; resize the embedding, or remove them from the tokenizer"
         )
     return warnings
 
@@ -283,7 +366,7 @@ def _check_vocabulary(config: Config, shape: TargetShape) -> list[str]:
 def _check_evaluate(config: Config) -> None:
     if config.evaluate.prompts and not config.data.heldout:
         raise UserError(
-            f"evaluate.prompts: {config.evaluate.prompts} are taken from data.heldout, which is empty; name files "
+            f"evaluate.prompts: {config.evaluate.prompts} come from data.heldout, which is empty; name files "
             "there, or set evaluate.prompts: 0"
         )
     if config.training.evaluate_interval_steps and not config.data.heldout:
@@ -291,27 +374,67 @@ def _check_evaluate(config: Config) -> None:
             f"training.evaluate_interval_steps: {config.training.evaluate_interval_steps}: evaluations use "
             "data.heldout, which is empty; name files there, or leave it out"
         )
-    both = set(config.data.heldout) & set(config.data.train)
+    both = next(
+        (name for name in config.data.heldout if any(_within(name, train) for train in config.data.train)), None
+    )
     if both:
         raise UserError(
-            f"data.heldout: {min(both)} is in data.train too, so the draft would be judged by what it was trained on; "
+            f"data.heldout: {both} is in data.train, too, so the draft would be evaluated on its training data; "
             "keep some conversations apart"
         )
-    if config.store.protocol == "rdma" and not config.store.devices:
+    own = [getattr(config.slurm, name).devices for name in ("head", "inference", "training")]
+    if config.store.protocol == "rdma" and not config.store.devices and not all(own):
         raise UserError(
-            "store.devices: is empty, and store.protocol: rdma needs them; name them as `ibv_devices` does: mlx5_0, or "
+            "store.devices: is empty, but store.protocol: rdma needs them; name them as `ibv_devices` does: mlx5_0, or "
             "set store.protocol: tcp"
         )
 
 
+def _check_sweep(config: Config, algorithm: Algorithm) -> list[str]:
+    from specbatch.evaluation.sets import read_sets
+    from specbatch.evaluation.sweep import check_sweep
+
+    if not config.evaluate.prompts:
+        return []
+    read_sets(config.evaluate.sets)
+    return check_sweep(config, algorithm)
+
+
+def _check_weights(config: Config) -> None:
+    weights, entries = config.data.weights, config.data.train
+    if weights and len(weights) != len(entries):
+        raise UserError(
+            f"data.weights: {len(weights)} weights for {len(entries)} entries of data.train; write each next to its "
+            "entry: {path: a.jsonl, weight: 2}"
+        )
+
+
+def _within(name: str, other: str) -> bool:
+    """Return whether a file, directory or data set is the same as another one or inside it, following links."""
+    if name == other:
+        return True
+    inner, outer = Path(name).expanduser(), Path(other).expanduser()
+    if not (inner.exists() and outer.exists()):
+        return False
+    inner, outer = inner.resolve(), outer.resolve()
+    # Hidden files are never read as data.
+    return inner.is_relative_to(outer) and not any(part.startswith(".") for part in inner.relative_to(outer).parts)
+
+
 def _check_gpus(config: Config) -> None:
     there = visible_gpus()
-    ranks, engines, degree = config.training.ranks, config.inference.engines, config.inference.tensor_parallel
+    engines, degree = config.inference.engines, config.inference.tensor_parallel
+    ranks = config.training.ranks if config.run.goal == "draft" else 0
     needed = ranks + engines * degree
+    if there and needed > there and not ranks:
+        raise UserError(
+            f"inference.engines: {engines} of inference.tensor_parallel: {degree} need {needed} GPUs, but this machine "
+            f"has {there}; set inference.engines: {max(1, there // degree)}"
+        )
     if there and needed > there:
         raise UserError(
             f"training.ranks: {ranks} and inference.engines: {engines} of inference.tensor_parallel: {degree} need "
-            f"{needed} GPUs, and this machine has {there}" + _advice(there, degree)
+            f"{needed} GPUs, but this machine has {there}" + _advice(there, degree)
         )
 
 
@@ -319,22 +442,30 @@ def _advice(there: int, degree: int) -> str:
     ranks = there - degree
     if ranks >= 1:
         return f"; try training.ranks: {ranks} and inference.engines: 1"
-    return "; use a machine with more, or hide them with CUDA_VISIBLE_DEVICES='' to run on its CPUs"
+    return "; use a machine with more, or hide its GPUs with CUDA_VISIBLE_DEVICES='' to run on its CPUs"
 
 
-def _warn_of_store(config: Config, shape: TargetShape) -> list[str]:
-    room, _ = store_room(config)
-    training = config.training
-    tokens = training.packs_per_step * training.tokens_per_pack
-    most = tokens * BYTES_PER_VALUE * (len(aux_layers(config, shape)) + 1) * shape.hidden
-    if most > room:
-        return [
-            f"store.bytes_per_rank: {config.store.bytes_per_rank} of training.ranks: {training.ranks} hold "
-            f"{_size(room)}, and a full step (training.packs_per_step: {training.packs_per_step} of "
-            f"training.tokens_per_pack: {training.tokens_per_pack}) is up to {_size(most)}; if one is too large, the "
-            "run ends once the corpus is prepared"
-        ]
-    return []
+def _warn_of_tcp(config: Config, shape: TargetShape, contract: CaptureContract, *, here: bool) -> list[str]:
+    """Warn if engines on GPUs produce more per second than TCP carries into the training nodes."""
+    from specbatch.planning.flops import active_weights
+    from specbatch.planning.rates import ASSUMED_GPU, assumed_engine
+
+    if here or config.store.protocol != "tcp" or not config.slurm.inference.gpus_per_node:
+        return []
+    engines, nodes = config.inference.engines, config.slurm.training.nodes
+    active, kind = active_weights(shape), config.inference.gpu or ASSUMED_GPU
+    engine = assumed_engine(kind, config.inference.tensor_parallel, active.format, experts=shape.experts is not None)
+    tokens_per_s = min(engine.flops_per_s / (2 * max(active.count, 1)), HOST_TOKENS_PER_S)
+    given = engines * tokens_per_s * contract.bytes_per_token
+    carried = TCP_BYTES_PER_S * min(nodes, engines)
+    if given <= carried:
+        return []
+    return [
+        f"store.protocol: tcp: inference.engines: {engines} of about {tokens_per_s / 1000:.0f}k tokens/s "
+        f"({engine.source}) produce {given / 1e9:.1f} GB of hidden states per second, but TCP carries about "
+        f"{carried / 1e9:.1f} GB/s into slurm.training.nodes: {nodes}; set store.protocol: rdma and store.devices, or "
+        "engines will wait"
+    ]
 
 
 def _warn_of_memory(config: Config) -> list[str]:
@@ -343,7 +474,7 @@ def _warn_of_memory(config: Config) -> list[str]:
         return []
     return [
         f"store.bytes_per_rank: {config.store.bytes_per_rank} of training.ranks: {config.training.ranks} are more than "
-        f"this machine's memory of {_size(memory)}"
+        f"this machine's memory of {bytes_text(memory)}"
     ]
 
 
@@ -361,25 +492,6 @@ def _warn_of_warmup(config: Config, steps: int) -> list[str]:
     if config.training.warmup_steps < steps:
         return []
     return [
-        f"training.warmup_steps: {config.training.warmup_steps}: the run has only {steps} steps, so it never gets to "
+        f"training.warmup_steps: {config.training.warmup_steps}: the run has only {steps} steps, so it never reaches "
         f"training.learning_rate: {config.training.learning_rate}; try {steps // 10}"
     ]
-
-
-def store_room(config: Config) -> tuple[int, int]:
-    """Bytes that can be planned to be in the store at once, and in one rank's part of it."""
-    from specbatch.transfer.store import usable_bytes
-
-    segment = usable_bytes(config.store.bytes_per_rank)
-    return config.training.ranks * segment, segment
-
-
-def _enough(config: Config, needed: int) -> Bytes:
-    """`store.bytes_per_rank` for so many bytes on a rank, in whole MiB."""
-    _, segment = store_room(config)
-    mebibytes = needed * config.store.bytes_per_rank / segment / (1 << 20)
-    return Bytes((int(mebibytes) + 1) << 20)
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"

@@ -1,6 +1,6 @@
-"""The command: verbs, and what becomes of their errors.
+"""The command line: its verbs, and how their errors become messages and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 the user's mistake, 75 stopped with a snapshot and to be continued, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 a mistake of the user, 75 stopped with a snapshot and to be continued, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from specbatch.errors import RunError, UserError
 from specbatch.verbs.cancel import cancel
 from specbatch.verbs.compare import compare
 from specbatch.verbs.data import data
+from specbatch.verbs.doctor import doctor
 from specbatch.verbs.engine import engine
 from specbatch.verbs.evaluate import evaluate
 from specbatch.verbs.export import export
+from specbatch.verbs.init import init
 from specbatch.verbs.inspect import inspect
 from specbatch.verbs.logs import logs
 from specbatch.verbs.options import Verb, about
 from specbatch.verbs.plan import plan
 from specbatch.verbs.regenerate import regenerate
 from specbatch.verbs.replay import replay
+from specbatch.verbs.report import report
 from specbatch.verbs.run import resume, run
 from specbatch.verbs.scale import scale
 from specbatch.verbs.status import status
@@ -33,11 +36,14 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 VERBS: dict[str, Verb] = {
     verb.__name__: verb
     for verb in (
+        init,
         plan,
+        doctor,
         submit,
         run,
         resume,
         status,
+        report,
         logs,
         cancel,
         scale,
@@ -71,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("specbatch: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has enough of it; Python would complain once more when it flushes.
+        # The reader closed our output; without this, Python would fail once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
@@ -99,6 +105,6 @@ def _help() -> str:
         "",
         *(f"  {name:12}{about(verb)}" for name, verb in VERBS.items()),
         "",
-        "`specbatch VERB --help` says what a verb can be told; `specbatch --version` prints the version.",
+        "`specbatch VERB --help` explains a verb's options; `specbatch --version` prints the version.",
     ]
     return "\n".join(lines)

@@ -1,12 +1,11 @@
-"""How far two runs are apart: step by step, and in what they left; and whether that is no more than noise.
+"""Measures how far two runs are apart, step by step and in their results, and whether that is more than noise.
 
-Two runs of one configuration are equal bit for bit where the arithmetic is deterministic, whatever happened to them in
-between. Where it is not, two undisturbed runs differ, too: what they differ by is the measure for others.
+Two runs of one configuration are equal bit for bit if the arithmetic is deterministic, whatever happened to them. If it
+is not, even two undisturbed runs differ; their difference is the measure for others.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,27 +13,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from specbatch.errors import UserError
+from specbatch.metrics_lines import MetricsLine, read_metrics
 from specbatch.rundir import RunDir
-from specbatch.snapshot.folder import differences, read_manifest, snapshot_path, whole_snapshots
+from specbatch.snapshot.manifest import differences, read_manifest, snapshot_path, whole_snapshots
 
 if TYPE_CHECKING:
     import torch
 
 NOISE_FACTOR = 2.0
-"""A distance is noise up to this multiple of what two undisturbed runs have: theirs is one draw of a random number."""
+"""A distance up to this multiple of that of two undisturbed runs is noise: theirs is one random sample."""
 MEASURED = ("loss", "losses", "accuracy", "grad_norm", "learning_rate")
-"""What a step's line says that rounding changes."""
+"""Fields of a step's line that rounding changes."""
 COUNTED = ("tokens", "loss_tokens", "void_packs")
-"""What a step's line says that nothing may change."""
+"""Fields of a step's line that nothing may change."""
 
 
 @dataclass
 class Distance:
-    """How far one quantity of two runs is apart."""
+    """How much one quantity differs between two runs."""
 
     name: str
     equal: bool
-    """To the last bit."""
+    """Whether they are equal to the last bit."""
     largest: float = 0.0
     """Largest absolute difference."""
     relative: float = 0.0
@@ -46,13 +46,13 @@ class Distance:
 
     @property
     def is_noise(self) -> bool:
-        """Equal, or no further apart than two undisturbed runs may be."""
+        """Whether they are equal, or no further apart than two undisturbed runs may be."""
         return self.equal or (self.noise is not None and self.relative <= NOISE_FACTOR * self.noise)
 
 
 @dataclass
 class Comparison:
-    """Two runs beside each other."""
+    """The comparison of two runs."""
 
     runs: tuple[str, str]
     steps: int = 0
@@ -60,7 +60,7 @@ class Comparison:
     snapshot: int | None = None
     """Step of the newest snapshot that both have."""
     problems: list[str] = field(default_factory=list)
-    """What can't be noise: steps that are missing or twice, counts and positions that differ."""
+    """Differences that can't be noise: steps that are missing or duplicate, counts and positions that differ."""
     distances: list[Distance] = field(default_factory=list)
     apart: list[dict[str, Any]] = field(default_factory=list)
     """Step, both losses and their difference, of each step whose loss differs."""
@@ -84,11 +84,11 @@ def compare(first: RunDir, second: RunDir, noise: tuple[RunDir, RunDir] | None =
     """Compare metrics, the newest snapshot that both have, and the exports.
 
     Args:
-        noise: two runs that nothing happened to, as measure.
+        noise: two undisturbed runs of the same configuration, whose distance is the measure.
 
     Raises:
         UserError: a run has no metrics yet.
-        DamagedSnapshot: naming file and tensor.
+        DamagedSnapshot: a snapshot is damaged; names file and tensor.
     """
     found = Comparison((str(first.root), str(second.root)))
     _compare_steps(found, first, second)
@@ -128,14 +128,12 @@ def _compare_steps(found: Comparison, first: RunDir, second: RunDir) -> None:
         if lacking:
             found.problems.append(f"{run.root} lacks {len(lacking)} steps, the first of them {lacking[0]}")
     for name in COUNTED:
-        wrong = [step for step in common if lines[step].get(name) != others[step].get(name)]
-        if wrong:
-            step = wrong[0]
-            found.problems.append(f"{name} of step {step} is {lines[step].get(name)} and {others[step].get(name)}")
+        counts = [(step, getattr(lines[step], name), getattr(others[step], name)) for step in common]
+        found.problems += [f"{name} of step {step} is {a} and {b}" for step, a, b in counts if a != b][:1]
     for name in MEASURED:
         gauge = _Gauge(name)
         for step in common:
-            mine, other = _numbers(lines[step].get(name)), _numbers(others[step].get(name))
+            mine, other = _numbers(getattr(lines[step], name)), _numbers(getattr(others[step], name))
             if mine != other:
                 gauge.differ(f"step {step}")
             if len(mine) != len(other):
@@ -144,27 +142,24 @@ def _compare_steps(found: Comparison, first: RunDir, second: RunDir) -> None:
             apart = [abs(a - b) for a, b in zip(mine, other, strict=True)]
             gauge.add(max(apart, default=0.0), sum(x * x for x in apart), sum(a * a for a in mine))
         found.distances.append(gauge.distance)
-    losses = [(step, _numbers(lines[step]["loss"])[0], _numbers(others[step]["loss"])[0]) for step in common]
+    losses = [(step, _numbers(lines[step].loss)[0], _numbers(others[step].loss)[0]) for step in common]
     found.apart = [{"step": step, "loss": [a, b], "apart": abs(a - b)} for step, a, b in losses if a != b]
 
 
-def _lines(run: RunDir, found: Comparison) -> dict[int, dict[str, Any]]:
-    """The line of each step; a step that is there twice, or out of order, is a problem."""
+def _lines(run: RunDir, found: Comparison) -> dict[int, MetricsLine]:
+    """Return the line of each step; a duplicate step, or one out of order, is a problem."""
     if not run.metrics.exists():
         raise UserError(f"{run.root}: has no metrics.jsonl: no step was trained yet")
-    text = run.metrics.read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.split("\n")[:-1]]
-    if not text.endswith("\n"):
-        found.problems.append(f"{run.metrics} ends within a line")
-    steps = [line["step"] for line in lines]
+    lines = read_metrics(run.metrics)
+    steps = [line.step for line in lines]
     found.problems += [f"{run.metrics} has step {step} {n} times" for step, n in Counter(steps).items() if n > 1]
     if steps != sorted(steps):
         found.problems.append(f"{run.metrics} is not in the order of steps")
-    return {line["step"]: line for line in lines}
+    return {line.step: line for line in lines}
 
 
 def _numbers(value: Any) -> list[float]:
-    """The numbers of a field, those that are missing as -1."""
+    """Return the numbers of a field, missing ones as -1."""
     values = value if isinstance(value, list) else [value]
     return [-1.0 if number is None else float(number) for number in values]
 
@@ -173,7 +168,7 @@ def _compare_snapshots(found: Comparison, first: RunDir, second: RunDir) -> None
     there, others = whole_snapshots(first.snapshots), whole_snapshots(second.snapshots)
     common = set(there) & set(others)
     if not common:
-        found.problems.append("there is no step of which both have a snapshot")
+        found.problems.append("the runs have no snapshot of the same step")
         return
     found.snapshot = step = max(common)
     if max(there) != max(others):
@@ -183,7 +178,7 @@ def _compare_snapshots(found: Comparison, first: RunDir, second: RunDir) -> None
     found.problems += [f"snapshot: {words}" for words in differences(mine.values, theirs.values)]
     names, wanted = list(mine.tensors), list(theirs.tensors)
     if mine.ranks != theirs.ranks:
-        # Each rank has random generators of its own.
+        # Each rank has its own random generators.
         names, wanted = ([n for n in part if not n.startswith("random.")] for part in (names, wanted))
     unmatched = set(names) ^ set(wanted)
     if unmatched:
@@ -217,7 +212,7 @@ def _compare_exports(found: Comparison, first: RunDir, second: RunDir) -> None:
 def _compare_tensors(
     found: Comparison, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]], kind: str = ""
 ) -> None:
-    """Add a distance for each kind of tensor; a whole one is held at a time."""
+    """Add a distance for each kind of tensor; one whole tensor is in memory at a time."""
     gauges: dict[str, _Gauge] = {}
     for name, tensor, other in pairs:
         gauge = gauges.setdefault(kind or _kind(name), _Gauge(kind or _kind(name)))
@@ -245,10 +240,10 @@ def _kind(name: str) -> str:
 
 
 def report(found: Comparison, most: int = 20) -> Iterator[str]:
-    """The comparison in lines.
+    """Yield the comparison in lines.
 
     Args:
-        most: steps that are told one by one.
+        most: number of steps that are listed one by one.
     """
     snapshot = "" if found.snapshot is None else f", snapshots of step {found.snapshot}"
     yield f"{found.runs[0]} and {found.runs[1]}: {found.steps} steps{snapshot}"

@@ -1,13 +1,18 @@
-"""The errors that a user is meant to read. Everything else is a defect and keeps its traceback."""
+"""Errors that are shown to the user as a message. Every other exception is a defect and keeps its traceback."""
 
 
 class UserError(Exception):
-    """The user can mend this: the message says what was wrong, where, and what to do. Exit code 2."""
+    """A mistake that the user can correct: the message says what is wrong, where, and what to do. Exit code 2."""
 
 
 class RunError(Exception):
-    """The run cannot go on: the message says why and which log tells more. Exit code 1."""
+    """The run can't continue: the message says why, and which log has more. Exit code 1."""
+
+
+class EngineIncomplete(RunError):
+    """One of the nodes of an engine is lost: the remaining ones end as if they were lost too, and whoever notices it
+    restarts all of them."""
 
 
 class AttemptError(RunError):
-    """This attempt cannot go on, and another one may: its head, its store or its network failed."""
+    """This attempt can't continue, but another one may: its head, its store or its network failed."""

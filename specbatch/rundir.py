@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+JOB_LOG = "job.log"
+"""Output of the run's job script, over all attempts."""
+EVALUATION_LOG = "evaluate.log"
+"""Output of the jobs that measure a draft (`specbatch evaluate --submit`)."""
+
 
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file so that no reader, and no crash, ever sees a part of it.
+    """Replace a file atomically: no reader ever sees a part of it, not even after a crash.
 
     Args:
         mode: permissions; the file never exists with wider ones.
@@ -34,21 +39,26 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
-    """`write_whole` of a JSON document."""
+    """Write a JSON document by `write_whole`."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode(), mode)
 
 
 def read_json(path: Path) -> Any:
-    """The JSON document, or None if there is no such file."""
+    """Return the JSON document in a file, or None if there is no such file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
 
 
+def as_typed(path: Path) -> str:
+    """Return a path as a user would type it: relative if it is inside the current directory."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of a run (DESIGN: the run directory)."""
+    """The paths of a run."""
 
     root: Path
 
@@ -57,22 +67,46 @@ class RunDir:
         return self.root / "config.yaml"
 
     @property
+    def mark(self) -> Path:
+        """File in every directory that specbatch made; files in other directories are never overwritten."""
+        return self.root / ".specbatch"
+
+    def make(self) -> None:
+        """Create the directory, and mark it as a run directory."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.mark.exists():
+            write_whole(self.mark, b"A run directory: specbatch may overwrite its contents.\n")
+
+    @property
+    def foreign(self) -> list[str]:
+        """Return the names of files in a directory that specbatch did not create; none if it did, or if there is no
+        such directory."""
+        if self.mark.exists() or not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir())
+
+    @property
+    def leader(self) -> Path:
+        """File that exists while a process leads the run outside of Slurm: host and pid."""
+        return self.root / "leader.json"
+
+    @property
     def status(self) -> Path:
         return self.root / "status.json"
 
     @property
     def jobs(self) -> Path:
-        """The Slurm jobs of the run, a file each."""
+        """Folder with a file for each Slurm job of the run."""
         return self.root / "jobs"
 
     @property
     def submission(self) -> Path:
-        """There while nobody knows whether Slurm took a job: what that job would be found by."""
+        """File that exists while it is unknown whether Slurm accepted a job; it holds the token to find that job by."""
         return self.root / "submission.json"
 
     @property
     def cancelled(self) -> Path:
-        """There while the user does not want the run to go on: nobody requeues it or starts another attempt."""
+        """File that exists while the run is cancelled: no job is requeued, and no attempt is started."""
         return self.root / "cancelled.json"
 
     @property
@@ -81,12 +115,32 @@ class RunDir:
 
     @property
     def corpus(self) -> Path:
-        """Where the prepared corpus lies, and its fingerprint."""
+        """File with the place of the prepared corpus and its fingerprint."""
         return self.root / "corpus.json"
+
+    @property
+    def answers(self) -> Path:
+        """Folder of the target's answers, one file per shard, if the run generates them."""
+        return self.root / "answers"
+
+    @property
+    def shards(self) -> Path:
+        """Folder with facts about each file of `answers`, and answers of unfinished shards."""
+        return self.root / "shards"
+
+    @property
+    def questions(self) -> Path:
+        """File about the prompts: number of rows, and fingerprints of the data."""
+        return self.root / "questions.json"
 
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        """Folder for TensorBoard and Weights & Biases."""
+        return self.root / "trackers"
 
     @property
     def snapshots(self) -> Path:
@@ -94,12 +148,12 @@ class RunDir:
 
     @property
     def recordings(self) -> Path:
-        """Packs as trained, a folder each step."""
+        """Folder of packs as trained, with a folder for each step."""
         return self.root / "recordings"
 
     @property
     def recording(self) -> Path:
-        """There where a draft is trained on the recorded steps of another run: which ones."""
+        """File that exists if a draft is trained on recorded steps of another run; it says which."""
         return self.root / "recording.json"
 
     @property
@@ -112,18 +166,18 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """One line an interval, for people."""
+        """Log with one line for each interval, for people."""
         return self.root / "run.log"
 
     def attempt(self, attempt: int) -> Path:
         return self.root / "attempts" / str(attempt)
 
     def began(self, attempt: int) -> Path:
-        """What an attempt began with."""
+        """File with the beginning of an attempt."""
         return self.attempt(attempt) / "began.json"
 
     def last_status(self, attempt: int) -> Path:
-        """How an attempt stood at its end."""
+        """File with the status of an attempt at its end."""
         return self.attempt(attempt) / "status.json"
 
     def rendezvous(self, attempt: int) -> Path:
@@ -132,11 +186,16 @@ class RunDir:
     def events(self, attempt: int) -> Path:
         return self.attempt(attempt) / "events.jsonl"
 
+    def ended(self, attempt: int, component: str, task: int) -> Path:
+        """File with the end of a component's task."""
+        return self.attempt(attempt) / "ended" / f"{component}-{task}.json"
+
     def component_log(self, attempt: int, component: str, task: int) -> Path:
         return self.attempt(attempt) / "logs" / f"{component}-{task}.log"
 
     def superseded(self, attempt: int) -> bool:
-        """Whether a later attempt has begun: one that was cut off and is back must not write what is the later's."""
+        """Return whether a later attempt has begun. An attempt that was cut off and returns must not overwrite its
+        files."""
         return self.attempt(attempt + 1).exists()
 
     def attempts(self) -> list[int]:

@@ -1,17 +1,18 @@
-"""The tensors of a Hugging Face directory, found by the headers of its safetensors files.
+"""The tensors of a Hugging Face directory, located by the headers of its safetensors files.
 
-Headers are read as the format says, so that shapes, names and bytes can be looked at without torch.
+Headers are read according to the format, so that shapes, names and bytes are known without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from specbatch.errors import UserError
 
@@ -26,89 +27,107 @@ _LONGEST_HEADER = 100 << 20
 """Limit of the safetensors format."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Where one tensor lies."""
+class TensorLocation(msgspec.Struct, frozen=True, gc=False):
+    """Place of one tensor."""
 
     file: Path
     dtype: str
-    """As safetensors writes it: ``BF16``, ``F32``, ..."""
+    """Dtype in safetensors' notation: ``BF16``, ``F32``, ..."""
     shape: tuple[int, ...]
     begin: int
     end: int
-    """Bytes of the file, half open."""
+    """Range of bytes in the file, half open."""
+
+
+class _Entry(msgspec.Struct, frozen=True, gc=False):
+    """A tensor's entry in a header; the entry without these fields is ``__metadata__``."""
+
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    data_offsets: tuple[int, int] = (0, 0)
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All tensors of a model directory, in one file or in shards with an index."""
+    """The tensors of a model directory, in one file or in shards with an index."""
 
     path: Path
 
     @cached_property
     def files(self) -> dict[str, list[str] | None]:
-        """Names of the files, and which tensors the index expects there (None: no index).
+        """Names of the files, and the tensors that the index expects in each (None without index).
 
         Raises:
-            UserError: if there are no safetensors, or the index can't be read or names a file that is missing.
+            UserError: there are no safetensors, or the index can't be read or names a missing file.
         """
         index = self.path / INDEX
         if not index.is_file():
             if (self.path / SINGLE).is_file():
                 return {SINGLE: None}
             raise UserError(
-                f"{self.path}: neither {SINGLE} nor {INDEX} is there; specbatch reads the target's embedding and head "
+                f"{self.path}: has neither {SINGLE} nor {INDEX}; specbatch reads the target's embedding and head "
                 "from safetensors: convert the checkpoint with `save_pretrained` of transformers"
             )
         try:
-            where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
+            where = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
+        except ValueError as error:
             raise UserError(f"{index}: not an index of safetensors ({error}); download it again") from error
-        files: dict[str, list[str] | None] = {}
+        files: dict[str, list[str]] = {}
         for tensor, name in where.items():
+            files.setdefault(name, []).append(tensor)
+        for name, tensors in files.items():
+            # Once per file: on a parallel file system each check takes up to a millisecond.
             if not (self.path / name).is_file():
-                raise UserError(f"{index}: {tensor} is said to be in {name}, which is missing; download it again")
-            files[name] = [*(files.get(name) or []), tensor]
-        return files
+                raise UserError(f"{index}: {tensors[0]} should be in {name}, which is missing; download it again")
+        return {**files}
 
     @cached_property
-    def tensors(self) -> dict[str, Stored]:
+    def tensors(self) -> dict[str, TensorLocation]:
         """Every tensor by its name.
 
         Raises:
-            UserError: if a file is cut off or lacks a tensor that the index says is there.
+            UserError: a file is cut off, or lacks a tensor that the index expects there.
         """
-        found: dict[str, Stored] = {}
+        found: dict[str, TensorLocation] = {}
         for name, expected in self.files.items():
             file = self.path / name
             header, data = _header(file)
             size = file.stat().st_size
             for tensor, entry in header.items():
-                begin, end = entry["data_offsets"]
+                begin, end = entry.data_offsets
                 if data + end > size:
                     raise UserError(f"{file}: {tensor} reaches beyond the end of the file; download it again")
-                found[tensor] = Stored(file, entry["dtype"], tuple(entry["shape"]), data + begin, data + end)
+                found[tensor] = TensorLocation(file, entry.dtype, entry.shape, data + begin, data + end)
             for tensor in expected or []:
                 if tensor not in header:
                     raise UserError(f"{file}: has no tensor {tensor}, though {INDEX} says so; download it again")
         return found
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(stored.end - stored.begin for stored in self.tensors.values())
+
     def load(self, name: str) -> torch.Tensor:
-        """One tensor, in the shape and dtype in which it is stored, on the CPU."""
+        """Load a tensor to the CPU, in its stored shape and dtype."""
         from safetensors import safe_open
 
         with safe_open(self.tensors[name].file, framework="pt") as file:
             return file.get_tensor(name)
 
     def load_numpy(self, name: str) -> np.ndarray:
-        """One tensor of a type that numpy has, without torch."""
+        """Load a tensor with a dtype that numpy has, without torch."""
         from safetensors import safe_open
 
         with safe_open(self.tensors[name].file, framework="np") as file:
             return file.get_tensor(name)
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two tensors are equal to the last bit; reads both, a block at a time."""
+        """Return whether two tensors are equal to the last bit; reads both, a block at a time."""
         a, b = self.tensors[first], self.tensors[second]
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             return False
@@ -122,9 +141,9 @@ class Weights:
         return True
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over names, shapes, sizes and the first and last bytes of each file.
+        """Return a hash of names, shapes, sizes and the first and last bytes of each file: 16 hexadecimal digits.
 
-        Not over all bytes: the files of a large target take minutes to read.
+        It does not cover all bytes, since reading the files of a large target takes minutes.
         """
         digest = hashlib.sha256()
         for name in sorted(self.files):
@@ -137,15 +156,15 @@ class Weights:
         return digest.hexdigest()[:16]
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its data begin."""
+def _header(file: Path) -> tuple[dict[str, _Entry], int]:
+    """Return the header of a safetensors file, and the offset of its data."""
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _LONGEST_HEADER + 1
         try:
             if length > _LONGEST_HEADER:
                 raise ValueError("no header")
-            header = json.loads(stream.read(length))
+            header = msgspec.json.decode(stream.read(length), type=dict[str, _Entry])
         except ValueError as error:
             raise UserError(
                 f"{file}: not a safetensors file ({error}); download it again, with git-lfs if it was cloned"

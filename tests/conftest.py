@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.phantoms import PHANTOMS
 from tests.tiny_target import make_tiny_target
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with light tests first, since they take longest: the quick ones fill the time until two workers are at
+    their end."""
+    long = {item.path for item in items if item.get_closest_marker("light")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +41,27 @@ def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 6 layers, hidden size 64 and 512 tokens, with tokenizer and ChatML template; read only."""
     return make_tiny_target(tmp_path_factory.mktemp("target") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path) -> Callable[[str], Path]:
+    """Directories of `tests.phantoms`, by name, with the tiny target's tokenizer; read only.
+
+    The tokenizer has names for as many tokens as a draft's vocabulary needs.
+    """
+    folder = tmp_path_factory.mktemp("phantoms")
+    (folder / "tokenizer").mkdir()
+    tokenizer = json.loads((tiny_target / "tokenizer.json").read_text())
+    first = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"] |= {f"<filler{i}>": i for i in range(first, 33000)}
+    (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shutil.copy(tiny_target / "tokenizer_config.json", folder / "tokenizer")
+
+    @cache
+    def of(name: str) -> Path:
+        return PHANTOMS[name].write(folder / name, tokenizer=folder / "tokenizer")
+
+    return of
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What can't work is refused before anything starts, with both fields and a value that would do."""
+"""Configurations that can't work are refused before anything starts, with both fields and a value that works."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specbatch.checks import check, check_plan, check_store, visible_gpus
+from specbatch.checks import check, check_plan, check_snapshot, visible_gpus
 from specbatch.config import Config, load_config
 from specbatch.config.rules import Bytes
-from specbatch.corpus import corpus_of, make_plan, prepare
+from specbatch.corpus import corpus_of, make_plan, prepare, try_first_rows
+from specbatch.drafts.base import algorithm_of
 from specbatch.errors import UserError
-from specbatch.inference.arguments import BREAKS_CAPTURE, sglang_argument_names
-from specbatch.target import capture_contract, read_target
-from specbatch.training.budget import RESERVE_BYTES, trainer_memory
+from specbatch.inference.arguments import BREAKS_CAPTURE, SHARES_ROWS, sglang_argument_names
+from specbatch.room import check_first, check_store
+from specbatch.rundir import RunDir
+from specbatch.snapshot.manifest import FORMAT, MANIFEST, SnapshotManifest, snapshot_path, write_manifest
+from specbatch.target import read_target
+from specbatch.training.preflight import RESERVE_BYTES
 
 Load = Callable[..., Config]
 
@@ -91,7 +95,7 @@ def test_what_works_is_not_complained_about(load):
         ),
         (
             "--data.max_tokens 600",
-            "training.tokens_per_pack: 512 is less than data.max_tokens: 600, so no pack could hold the longest "
+            "training.tokens_per_pack: 512 is less than data.max_tokens: 600, so packs could not hold the longest "
             "samples; set training.tokens_per_pack: 600 or data.max_tokens: 512",
         ),
         (
@@ -114,8 +118,8 @@ def test_what_works_is_not_complained_about(load):
         ),
         (
             "--draft.aux_layers [1,2,5]",
-            "draft.aux_layers: 5 can't be read of the target's 6 layers: the last that can is 4, since SGLang does not "
-            "give out the last layer's output; leave it out for a low, a middle and a high one",
+            "draft.aux_layers: 5 can't be read: of the target's 6 layers the last that can be is 4, since SGLang does "
+            "not provide the last layer's output; leave it out for a low, a middle and a high one",
         ),
         ("--draft.aux_layers [2,1,3]", "draft.aux_layers: [2, 1, 3]: eagle3 reads three distinct layers in ascending"),
         ("--draft.aux_layers [1,1,3]", "draft.aux_layers: [1, 1, 3]: eagle3 reads three distinct layers in ascending"),
@@ -126,11 +130,11 @@ def test_what_works_is_not_complained_about(load):
         ),
         (
             "--data.heldout []",
-            "evaluate.prompts: 40 are taken from data.heldout, which is empty; name files there, or ",
+            "evaluate.prompts: 40 come from data.heldout, which is empty; name files there, or ",
         ),
         ("--data.heldout x.jsonl --data.train x.jsonl", "data.heldout: "),
-        ("--store.protocol rdma", "store.devices: is empty, and store.protocol: rdma needs them; name them as "),
-        ("--target.path org/no-such-model", "target.path: org/no-such-model is no directory, and not in the cache "),
+        ("--store.protocol rdma", "store.devices: is empty, but store.protocol: rdma needs them; name them as "),
+        ("--target.path org/no-such-model", "target.path: org/no-such-model is not a directory, and not in the cache "),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_a_value_that_would_do(load, overrides, message):
@@ -156,6 +160,16 @@ def test_every_argument_that_would_break_the_capture_is_refused_by_name(load):
         config.inference.sglang = {name: 1}
         assert refused(config) == f"inference.sglang.{name}: can't be set here: {what_to_do}"
     assert "without a draft" in refused(load("--inference.sglang.speculative_num_steps=3"))
+
+
+def test_only_the_parallelism_that_takes_rows_from_rank_0_is_refused(load):
+    config = load()
+    for name, why in SHARES_ROWS.items():
+        config.inference.sglang = {name: 2}
+        assert refused(config) == f"inference.sglang.{name}: can't be set here: {why}: remove it"
+    config.inference.sglang = {"ep_size": 2, "dcp_size": 2, "attn_dp_size": 1, "moe_a2a_backend": "none"}
+    assert check(config) == []
+    assert "its own requests" in refused(load("--inference.sglang.enable_dp_attention=true"))
 
 
 def test_arguments_that_leave_the_capture_alone_pass(load):
@@ -188,6 +202,7 @@ def test_the_arguments_of_the_installed_sglang_are_known():
     names = sglang_argument_names()
     assert {"mem_fraction_static", "attention_backend", "quantization", "max_total_tokens", "load_format"} <= names
     assert {name for name in BREAKS_CAPTURE if "parallel_size" not in name and name not in ("tp", "dp")} <= names
+    assert set(SHARES_ROWS) <= names
 
 
 def test_tokens_without_a_row_in_the_embedding_are_refused_by_name(load, changed):
@@ -239,14 +254,31 @@ def test_a_target_with_code_of_its_own_is_warned_of_until_it_is_trusted(load, ch
 
 def test_a_run_that_has_begun_is_not_begun_again(load, tmp_path):
     config = load()
-    (tmp_path / "run").mkdir()
+    RunDir(tmp_path / "run").make()
     (tmp_path / "run" / "config.yaml").write_text("")
     assert check(config) == []
     (tmp_path / "run" / "attempts" / "1").mkdir(parents=True)
     root = tmp_path / "run"
     assert refused(config) == (
-        f"run.dir: {root} is a run already; go on with it by `specbatch resume {root}`, or give another run.dir"
+        f"run.dir: {root} exists already as a run; continue it with `specbatch resume {root}`, or give another run.dir"
     )
+
+
+def test_a_directory_that_specbatch_has_not_made_is_no_run_directory(load, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    assert check(load()) == []
+    (tmp_path / "run" / "cache" / "corpus").mkdir(parents=True)
+    assert check(load(f"--data.cache_dir={tmp_path / 'run' / 'cache' / 'corpus'}")) == []
+    (tmp_path / "run" / "cache" / "corpus").rmdir()
+    (tmp_path / "run" / "cache").rmdir()
+    for name in ("config.yaml", "notes.txt"):
+        (tmp_path / "run" / name).write_text("mine")
+        assert refused(load()).startswith(
+            f"run.dir: {tmp_path / 'run'} has files that do not belong to a run (config.yaml"
+        )
+    monkeypatch.chdir(tmp_path)
+    assert "has files that do not belong to a run (" in refused(load("--run.dir=."))
+    assert check(load(), new_run=False) == []
 
 
 def test_a_run_directory_that_is_a_file_is_refused(load, tmp_path):
@@ -259,7 +291,7 @@ def test_more_gpus_than_there_are_is_refused_and_the_count_is_of_those_that_may_
     assert visible_gpus() == 3
     assert check(load("--training.ranks=2")) == []
     assert refused(load("--training.ranks=2", "--inference.engines=2")) == (
-        "training.ranks: 2 and inference.engines: 2 of inference.tensor_parallel: 1 need 4 GPUs, and this machine has "
+        "training.ranks: 2 and inference.engines: 2 of inference.tensor_parallel: 1 need 4 GPUs, but this machine has "
         "3; try training.ranks: 2 and inference.engines: 1"
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
@@ -276,7 +308,7 @@ def test_memory_that_may_not_do_is_warned_of_before_the_corpus_is_known(load):
 
 def test_a_warm_up_that_never_ends_is_warned_of(load):
     (warning,) = check(load("--training.max_steps=20", "--training.warmup_steps=20"))
-    assert warning.startswith("training.warmup_steps: 20: the run has only 20 steps, so it never gets to ")
+    assert warning.startswith("training.warmup_steps: 20: the run has only 20 steps, so it never reaches ")
     assert warning.endswith("; try 2")
 
 
@@ -289,6 +321,19 @@ def test_evaluations_need_held_out_data_and_should_meet_snapshots(load):
     assert "snapshot.interval: 100 seldom meet" in warning
 
 
+def test_held_out_data_that_are_training_data_by_another_way_are_refused(load, tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "train.jsonl").write_text("")
+    (tmp_path / "heldout.jsonl").symlink_to(tmp_path / "all" / "train.jsonl")
+    for train in ("all", "all/train.jsonl", "./all/../all/train.jsonl"):
+        message = refused(load(f"--data.train={tmp_path / train}"))
+        assert message.startswith(f"data.heldout: {tmp_path / 'heldout.jsonl'} is in data.train, too")
+    (tmp_path / "all" / ".part").mkdir()
+    (tmp_path / "all" / ".part" / "kept.jsonl").write_text("")
+    apart = load(f"--data.train={tmp_path / 'all'}", f"--data.heldout={tmp_path / 'all' / '.part' / 'kept.jsonl'}")
+    assert check(apart) == []
+
+
 def test_held_out_packs_fit_into_the_store_beside_any_step(load, tmp_path):
     for name in ("train", "heldout"):
         rows = [{"text": f"{name} {i} the licence of the work, and nothing else " * 40} for i in range(40)]
@@ -296,16 +341,28 @@ def test_held_out_packs_fit_into_the_store_beside_any_step(load, tmp_path):
     common = ["--data.loss_on=all", "--training.packs_per_step=8", "--training.warmup_steps=0"]
     config = load(*common, "--training.evaluate_interval_steps=50")
     corpus = corpus_of(prepare(config))
-    contract = capture_contract(config, read_target(config.target.path))
+    algorithm = algorithm_of(config, read_target(config.target.path))
     plan = make_plan(config, corpus)
-    size = sum(contract.bytes(corpus.sample(i).loss_mask) for pack in plan.heldout for i in pack.samples)
+    size = sum(algorithm.contract.bytes(corpus.sample(i).loss_mask) for pack in plan.heldout for i in pack.samples)
     config.store.bytes_per_rank = Bytes(int(size / 0.85))
     with pytest.raises(
-        UserError, match=r"training\.evaluate_packs: 16 are .* beside any step, and step 1 is"
+        UserError, match=r"training\.evaluate_packs: 16 take .* besides any step, and step 1 takes"
     ) as caught:
-        check_plan(config, plan, corpus, contract)
+        check_plan(config, plan, corpus, algorithm)
     config.store.bytes_per_rank = Bytes.parse(str(caught.value).split("set store.bytes_per_rank: ")[1].split(",")[0])
-    check_plan(config, plan, corpus, contract)
+    check_plan(config, plan, corpus, algorithm)
+
+
+def test_what_a_sweep_cannot_measure_is_refused_and_what_it_measures_in_vain_is_warned_of(load, tmp_path):
+    message = refused(load("--evaluate.sets.gsm8k=absent.jsonl"))
+    assert message.endswith("absent.jsonl: no such file")
+    message = refused(load("--evaluate.sweep.batch_sizes=[1,64]", "--inference.sglang.max_running_requests=32"))
+    assert message.startswith(
+        "evaluate.sweep.batch_sizes: 64: the engine decodes inference.sglang.max_running_requests"
+    )
+    (warning,) = check(load("--evaluate.draft_tokens=9"))
+    assert warning.startswith("evaluate.draft_tokens: 9: the draft is trained to propose 7 at a time")
+    assert check(load("--evaluate.draft_tokens=9", "--evaluate.sets.gsm8k=absent.jsonl", "--evaluate.prompts=0")) == []
 
 
 def test_held_out_data_without_answers_evaluate_nothing(load, tmp_path):
@@ -313,8 +370,26 @@ def test_held_out_data_without_answers_evaluate_nothing(load, tmp_path):
     (tmp_path / "heldout.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}))
     config = load("--training.evaluate_interval_steps=50", "--data.max_bad_fraction=1")
     corpus = corpus_of(prepare(config))
-    with pytest.raises(UserError, match=r"data\.heldout: no sample of it has anything to evaluate on"):
-        check_plan(config, make_plan(config, corpus), corpus, capture_contract(config, read_target(config.target.path)))
+    algorithm = algorithm_of(config, read_target(config.target.path))
+    with pytest.raises(UserError, match=r"data\.heldout: no sample can be used for evaluation"):
+        check_plan(config, make_plan(config, corpus), corpus, algorithm)
+
+
+def test_snapshots_of_another_draft_are_refused_before_anything_starts(load, tmp_path):
+    config = load("--draft.ttt_steps=3")
+    algorithm = algorithm_of(config, read_target(config.target.path))
+    for step, facts in ((1, {"algorithm": "dflash"}), (2, algorithm.facts())):
+        snapshot_path(tmp_path, step).mkdir()
+        write_manifest(
+            snapshot_path(tmp_path, step), SnapshotManifest(FORMAT, "0", step, 1, {"draft": facts}, {}, {}, {}, {})
+        )
+    check_snapshot(tmp_path, algorithm)
+    config = load("--draft.ttt_steps=4")
+    with pytest.raises(UserError, match=r"step-2 belongs to another training: draft.ttt_steps was 3 and is 4"):
+        check_snapshot(tmp_path, algorithm_of(config, read_target(config.target.path)))
+    (snapshot_path(tmp_path, 2) / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"draft.algorithm: eagle3 can't continue from .*step-1, .* draft of dflash"):
+        check_snapshot(tmp_path, algorithm)
 
 
 def test_once_the_corpus_is_known_the_largest_step_must_fit_to_the_byte(load, tmp_path):
@@ -323,37 +398,58 @@ def test_once_the_corpus_is_known_the_largest_step_must_fit_to_the_byte(load, tm
     common = ["--data.heldout=[]", "--evaluate.prompts=0", "--data.loss_on=all", "--training.tokens_per_pack=256"]
     config = load(*common, "--training.packs_per_step=64", "--training.warmup_steps=5")
     corpus = corpus_of(prepare(config))
-    contract = capture_contract(config, read_target(config.target.path))
+    algorithm = algorithm_of(config, read_target(config.target.path))
     plan = make_plan(config, corpus)
     assert int(corpus.lengths.min()) > 200
-    (warning,) = check_plan(config, plan, corpus, contract)
+    (warning,) = check_plan(config, plan, corpus, algorithm)
     assert warning.startswith("training.warmup_steps: 5: the run has only 2 steps")
 
-    needed = sum(contract.bytes(corpus.sample(i).loss_mask) for pack in plan.packs(1) for i in pack.samples)
+    needed = sum(algorithm.contract.bytes(corpus.sample(i).loss_mask) for pack in plan.packs(1) for i in pack.samples)
     config = load(*common, "--training.packs_per_step=90", "--training.ranks=1", "--store.bytes_per_rank=16MiB")
     plan = make_plan(config, corpus)
-    whole = sum(contract.bytes(corpus.sample(i).loss_mask) for i in range(len(corpus)))
+    whole = sum(algorithm.contract.bytes(corpus.sample(i).loss_mask) for i in range(len(corpus)))
     assert needed < 0.85 * (16 << 20) < 1.5 * whole
     config.store.bytes_per_rank = Bytes(int(whole / 0.85) + 2)
-    check_store(config, plan, corpus, contract)
+    check_store(config, plan, corpus, algorithm)
     config.store.bytes_per_rank = Bytes(int(whole / 0.85) - 2)
     with pytest.raises(
-        UserError, match=r"store\.bytes_per_rank: .* of training\.ranks: 1 hold .*step 1 are .*; set"
+        UserError, match=r"store\.bytes_per_rank: .* of training\.ranks: 1 hold .*step 1 take .*; set"
     ) as caught:
-        check_store(config, plan, corpus, contract)
+        check_store(config, plan, corpus, algorithm)
     config.store.bytes_per_rank = Bytes.parse(str(caught.value).split("set store.bytes_per_rank: ")[1].split(",")[0])
-    check_store(config, plan, corpus, contract)
+    check_store(config, plan, corpus, algorithm)
 
 
 def test_once_the_corpus_is_known_the_largest_object_must_fit_into_one_rank(load, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "the licence of the work " * 40}))
     config = load("--data.heldout=[]", "--evaluate.prompts=0", "--data.loss_on=all", "--training.ranks=8")
     corpus = corpus_of(prepare(config))
-    contract = capture_contract(config, read_target(config.target.path))
-    check_store(config, make_plan(config, corpus), corpus, contract)
+    algorithm = algorithm_of(config, read_target(config.target.path))
+    check_store(config, make_plan(config, corpus), corpus, algorithm)
     config.store.bytes_per_rank = Bytes(90_000)
-    with pytest.raises(UserError, match=r"holds no object of more than .* and a sample of \d+ tokens makes one of"):
-        check_store(config, make_plan(config, corpus), corpus, contract)
+    with pytest.raises(UserError, match=r"can't hold objects of more than .* but a sample of \d+ tokens needs one of"):
+        check_store(config, make_plan(config, corpus), corpus, algorithm)
+
+
+def test_a_store_smaller_than_a_step_is_refused_once_the_first_rows_are_known(load, tmp_path):
+    def rows(count: int) -> str:
+        words = " ".join(f"word{i}" for i in range(30))
+        row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": words}]}
+        return (json.dumps(row) + "\n") * count
+
+    def tried(config: Config) -> None:
+        assert try_first_rows(config, lambda corpus, whole: check_first(config, corpus, whole)).warnings == []
+
+    # Each sample has about 200 tokens of 512 bytes: 16 MiB hold 140.
+    (tmp_path / "train.jsonl").write_text(rows(150))
+    small = load("--data.heldout=[]", "--evaluate.prompts=0", "--training.packs_per_step=60")
+    tried(small)
+    large = load("--data.heldout=[]", "--evaluate.prompts=0", "--training.packs_per_step=120")
+    for count in (300, 2000):
+        (tmp_path / "train.jsonl").write_text(rows(count))
+        tried(small)
+        with pytest.raises(UserError, match=r"store\.bytes_per_rank: 16MiB of training\.ranks: 1 hold .* step 1"):
+            tried(large)
 
 
 def test_ranks_that_train_packs_together_divide_ranks_and_packs(load) -> None:
@@ -372,7 +468,7 @@ def test_a_gpu_that_is_too_small_is_told_with_both_numbers_and_a_remedy(load) ->
 
 def test_a_gpu_has_room_for_all_that_is_trained(load) -> None:
     """An embedding of its own included; a head that is not trained needs less."""
-    needed = sum(trainer_memory(load(), read_target(load().target.path)).values())
+    needed = sum(algorithm_of(load(), read_target(load().target.path)).memory().values())
     room = f"--training.gpu_memory={needed + RESERVE_BYTES}"
     check(load(room))
     with pytest.raises(UserError, match=r"training\.gpu_memory"):

@@ -121,9 +121,9 @@ def test_a_mistake_is_one_line_without_a_traceback(config, overrides, message):
     assert not (config.parent / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_ctrl_c_is_one_line_and_its_own_exit_code(tmp_path):
-    # Whoever reads a pipe waits for as long as nobody writes.
+    # Opening a pipe to read blocks until a writer opens it.
     pipe = tmp_path / "a.yaml"
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "specbatch", "run", "--config", str(pipe)]
@@ -136,7 +136,7 @@ def test_ctrl_c_is_one_line_and_its_own_exit_code(tmp_path):
     assert process.returncode == 130
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_a_reader_that_leaves_early_is_no_defect(tmp_path):
     command = f"'{sys.executable}' -m specbatch run --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -161,7 +161,7 @@ def test_data_that_are_missing_are_the_users_mistake(config, capsys):
 def test_what_is_no_run_directory_is_said_so(verb, tmp_path, capsys):
     assert main([verb, str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"specbatch: {tmp_path}: no run directory: it has no config.yaml; start a run with `specbatch run`\n"
+        f"specbatch: {tmp_path}: is not a run directory: it has no config.yaml; start a run with `specbatch run`\n"
     )
 
 
@@ -169,14 +169,14 @@ def test_an_option_that_a_verb_does_not_have_is_refused(tmp_path, capsys):
     assert main(["status", str(tmp_path), "--jsn"]) == 2
     assert (
         capsys.readouterr().err
-        == "specbatch: --jsn: is no option of `specbatch status`; see `specbatch status --help`\n"
+        == "specbatch: --jsn: is not an option of `specbatch status`; see `specbatch status --help`\n"
     )
 
 
-def test_regenerate_checks_its_options(capsys):
+def test_regenerate_checks_its_options(capsys, tiny_target, tmp_path):
     assert main(["regenerate", "--target", "x", "--input", "a.jsonl"]) == 2
     assert capsys.readouterr().err.startswith("specbatch: command line: output: is missing: ")
-    options = ["--target", "x", "--input", "a.jsonl", "--output", "b.jsonl"]
+    options = ["--target", str(tiny_target), "--input", "a.jsonl", "--output", str(tmp_path / "run")]
     assert main(["regenerate", *options, "--temprature", "1"]) == 2
     assert "did you mean temperature?" in capsys.readouterr().err
     assert main(["regenerate", *options, "--sglang.mem_fraction_statc", "1"]) == 2
@@ -191,3 +191,9 @@ def test_evaluate_takes_the_runs_own_settings_unless_told(config, tmp_path, caps
     assert capsys.readouterr().err == "specbatch: command line: prompts: x is not an integer of at least 0\n"
     assert main(["evaluate", str(run), "--promts", "3"]) == 2
     assert "did you mean prompts?" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--sweep.batch_size", "[1]"]) == 2
+    assert "did you mean sweep.batch_sizes?" in capsys.readouterr().err
+    assert main(["evaluate", "--target", "t", "--draft", "d"]) == 2
+    assert "--heldout: name files of conversations, or a benchmark" in capsys.readouterr().err
+    assert main(["evaluate", "--target", "t"]) == 2
+    assert "--draft: is missing" in capsys.readouterr().err

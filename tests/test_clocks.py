@@ -9,8 +9,8 @@ from pathlib import Path
 import specbatch
 
 SOURCE = Path(specbatch.__file__).parent
-DECIDING = ("dispatch", "inference", "training", "transfer", "snapshot", "launch/local.py", "launch/revival.py")
-"""Where waiting is bounded and silence is judged. The rest of `launch` writes times down for people, and shows them."""
+DECIDING = ("dispatch", "inference", "training", "transfer", "snapshot", "run/local.py", "run/restarts.py")
+"""Modules that limit waiting and judge silence. The rest of `run` only records times for people."""
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 
 

@@ -99,7 +99,7 @@ def test_zero_and_minus_zero_are_not_the_same_bits(tmp_path):
         ({"lines": [line(1), line(2), line(4)]}, "lacks 1 steps, the first of them 3"),
         ({"lines": [line(1), line(2, tokens=7), line(3), line(4)]}, "tokens of step 2 is 102 and 7"),
         ({"position": 3}, "snapshot: train_state.step was 4 and is 3"),
-        ({"step": 3}, "no step of which both have a snapshot"),
+        ({"step": 3}, "the runs have no snapshot of the same step"),
         ({"export": False}, "has an export"),
     ],
 )

@@ -10,16 +10,18 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from safetensors.torch import load_file
 
-from specbatch.config import Config, Data, Draft, Run, Target, dump_config
+from specbatch.config import Config, Data, Run, Target, dump_config
+from specbatch.drafts.eagle3.config import Eagle3Draft
+from specbatch.drafts.eagle3.files import Eagle3Files
+from specbatch.drafts.eagle3.hf_config import hf_config
+from specbatch.drafts.eagle3.memory import Shape
+from specbatch.drafts.eagle3.published import shapes
 from specbatch.errors import RunError, UserError
 from specbatch.export import export
 from specbatch.export.card import tell_measured
-from specbatch.export.checkpoint import draft_tensors
 from specbatch.rundir import RunDir
 from specbatch.snapshot.storage import HDF5Writer
 from specbatch.target import read_target
-from specbatch.training.drafts.configuration import draft_config
-from specbatch.training.drafts.published import shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -32,10 +34,20 @@ REFERENCE = {
 """The names of published EAGLE-3 checkpoints."""
 
 
-def random_draft(target, vocab, intermediate=96, aux_states=3, seed=0):
-    """What a snapshot holds of a draft: float32 parameters, and the ids of a pruned vocabulary."""
+def shape_of(target, intermediate):
+    return Shape(
+        target.hidden, intermediate, target.heads, target.kv_heads, target.head_dim, target.vocab, target.vocab
+    )
+
+
+def files_of(target):
+    return Eagle3Files(Eagle3Draft(), target, shape_of(target, 96), (0, 2, 4))
+
+
+def random_draft(target, vocab, intermediate=96, seed=0):
+    """Return a draft's tensors in a snapshot: float32 parameters, and the ids of a pruned vocabulary."""
     generator = torch.Generator().manual_seed(seed)
-    wanted = shapes(target, aux_states, intermediate, vocab)
+    wanted = shapes(shape_of(target, intermediate), vocab)
     draft = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in wanted.items()}
     draft["draft_ids"] = torch.randperm(target.vocab, generator=generator)[:vocab].sort().values
     return draft
@@ -47,15 +59,23 @@ def save(run_dir, step, draft):
     dcp.save({**state, "train_state": {"step": step}}, storage_writer=writer, no_dist=True)
 
 
-def make_run(folder, target_path, vocab=100, steps=(3,), intermediate=96, aux_layers=None, **changes):
-    """A run directory with snapshots of random drafts."""
+def make_run(folder, target_path, vocab=100, steps=(3,), intermediate=96, aux_layers=None, norms=False, **changes):
+    """A run directory with snapshots of random drafts, with the norms of EAGLE-3.1 or without."""
+    if norms:
+        changes = {f"fc_norm.{number}.weight": torch.full((64,), number + 0.5) for number in range(3)} | changes
     run_dir = RunDir(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = Config(
         run=Run(dir=str(folder), name="nightly"),
         target=Target(path=str(target_path)),
         data=Data(train=["conversations.jsonl"]),
-        draft=Draft(vocab_size=vocab, intermediate_size=intermediate, aux_layers=aux_layers),
+        draft=Eagle3Draft(
+            vocab_size=vocab,
+            intermediate_size=intermediate,
+            aux_layers=aux_layers,
+            fc_norm=norms,
+            norm_output=norms,
+        ),
     )
     run_dir.config.write_text(dump_config(config))
     target = read_target(target_path)
@@ -91,6 +111,21 @@ def test_a_whole_vocabulary_has_no_map(tmp_path, tiny_target):
     folder = export(make_run(tmp_path, tiny_target, vocab=None))
     assert set(load_file(folder / "model.safetensors")) == REFERENCE - {"d2t", "t2d"}
     assert json.loads((folder / "config.json").read_text())["draft_vocab_size"] == 512
+
+
+def test_only_a_draft_with_the_norms_of_eagle_3_1_says_so_and_has_them(tmp_path, tiny_target):
+    """Some trainers read norm_output with another meaning; to every engine, what is not said is false."""
+    plain, normed = (
+        export(make_run(tmp_path / name, tiny_target, norms=name == "normed")) for name in ("plain", "normed")
+    )
+    config = json.loads((plain / "config.json").read_text())
+    assert not config.keys() & {"norm_output", "fc_norm", "norm_before_fc"}
+    assert config["norm_before_residual"] is False, "which vLLM takes for true where it is not said"
+    config = json.loads((normed / "config.json").read_text())
+    assert (config["norm_output"], config["fc_norm"]) == (True, True)
+    tensors = load_file(normed / "model.safetensors")
+    assert set(tensors) == REFERENCE | {f"fc_norm.{number}.weight" for number in range(3)}
+    assert tensors["fc_norm.2.weight"].tolist() == [2.5] * 64
 
 
 def test_anybody_may_read_the_files(run):
@@ -165,9 +200,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 @pytest.mark.parametrize("scaling", [None, YARN, {**LLAMA3, "original_max_position_embeddings": 1024}])
 def test_rope_reads_the_same_in_both_schemas(tiny_target, scaling):
     target = replace(read_target(tiny_target), rope={"rope_theta": 50000.0, "rope_scaling": scaling})
-    config = draft_config(
-        target, target_name="t", aux_layers=(0, 1, 2), intermediate=96, draft_vocab=10, draft_tokens=3
-    )
+    shape = shape_of(target, 96)
+    config = hf_config(target, shape, target_name="t", aux_layers=(0, 1, 2), draft_vocab=10, draft_tokens=3)
     assert not nulls(config)
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50000.0
     old = {"rope_type": "default", **config.get("rope_scaling", {})}
@@ -175,14 +209,13 @@ def test_rope_reads_the_same_in_both_schemas(tiny_target, scaling):
     assert ("rope_scaling" in config) == (scaling is not None)
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_transformers_reads_rope_and_shape_as_they_were_trained(tmp_path, tiny_target):
     from transformers import LlamaConfig
 
     target = replace(read_target(tiny_target), rope={"rope_theta": 50000.0, "rope_scaling": YARN})
-    config = draft_config(
-        target, target_name="t", aux_layers=(0, 1, 2), intermediate=96, draft_vocab=10, draft_tokens=3
-    )
+    shape = shape_of(target, 96)
+    config = hf_config(target, shape, target_name="t", aux_layers=(0, 1, 2), draft_vocab=10, draft_tokens=3)
     (tmp_path / "config.json").write_text(json.dumps(config))
     read = LlamaConfig.from_pretrained(tmp_path)
     assert read.rope_parameters["rope_theta"] == 50000.0
@@ -192,7 +225,7 @@ def test_transformers_reads_rope_and_shape_as_they_were_trained(tmp_path, tiny_t
 
 
 def vllm_name(name):
-    """Which parameter a tensor becomes in vLLM's `llama_eagle3`; None for those it skips."""
+    """Return the parameter that a tensor becomes in vLLM's `llama_eagle3`; None for skipped ones."""
     if "t2d" in name:
         return None
     if "d2t" in name:
@@ -205,11 +238,14 @@ def vllm_name(name):
     return name.replace(".gate_proj", ".gate_up_proj").replace(".up_proj", ".gate_up_proj")
 
 
-def test_vllms_weight_map_covers_every_tensor(run):
+@pytest.mark.parametrize("norms", [False, True])
+def test_vllms_weight_map_covers_every_tensor(tmp_path, tiny_target, norms):
+    run = make_run(tmp_path / "run", tiny_target, norms=norms)
     layer = {"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"}
     layer |= {"input_layernorm", "hidden_norm", "post_attention_layernorm"}
     parameters = {f"model.layers.0.{name}.weight" for name in layer}
     parameters |= {"model.fc.weight", "model.norm.weight", "lm_head.weight", "draft_id_to_target_id"}
+    parameters |= {f"model.fc_norm.{number}.weight" for number in range(3) if norms}
     names = load_file(export(run) / "model.safetensors").keys()
     assert {vllm_name(name) for name in names} == parameters | {None}
 
@@ -254,7 +290,7 @@ def test_a_missing_tensor_is_named(tmp_path, tiny_target):
     draft = random_draft(target, 100)
     del draft["layers.0.mlp.down_proj.weight"]
     with pytest.raises(RunError, match=r"step 3: the draft has no tensor layers\.0\.mlp\.down_proj\.weight"):
-        draft_tensors(draft, target, 3, 96, algorithm="eagle3", where="step 3")
+        files_of(target).checkpoint(draft, "step 3")
 
 
 @settings(max_examples=40, deadline=None)
@@ -262,7 +298,7 @@ def test_a_missing_tensor_is_named(tmp_path, tiny_target):
 def test_the_maps_between_vocabularies_are_each_others_inverse(tiny_target, ids):
     target = read_target(tiny_target)
     draft = random_draft(target, len(ids)) | {"draft_ids": torch.tensor(sorted(ids))}
-    tensors = draft_tensors(draft, target, 3, 96, algorithm="eagle3", where="here")
+    tensors = files_of(target).checkpoint(draft, "here")
     back = torch.arange(len(ids)) + tensors["d2t"]
     assert back.tolist() == tensors["t2d"].nonzero().flatten().tolist() == sorted(ids)
 
@@ -270,7 +306,7 @@ def test_the_maps_between_vocabularies_are_each_others_inverse(tiny_target, ids)
 def test_what_is_not_an_export_is_never_replaced(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="no draft that specbatch wrote"):
+    with pytest.raises(UserError, match="is not a draft that specbatch wrote"):
         export(run, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
     empty = tmp_path / 'it\'s a "draft"'
@@ -316,3 +352,4 @@ def test_the_card_says_where_the_draft_comes_from_and_how_to_serve_it(run, tiny_
     assert "0.750, -." in card
     command = card[card.index("python -m sglang") : card.index("vllm serve")].replace("\\\n", " ")
     assert shlex.split(command)[4] == str(tiny_target)
+    assert "Trainers that call the layer `midlayer`" in card

@@ -22,7 +22,7 @@ from tests.tiny_target import make_tiny_target
 KEPT = 320
 """Tokens of the draft's vocabulary; f stays among them. SGLang pads a head to a multiple of 64 rows."""
 HALF = 32
-"""As many values as two key-value heads carry: embeddings use no more."""
+"""Number of values that embeddings use: as many as two key-value heads have."""
 
 
 def clockwork(folder):
@@ -104,7 +104,7 @@ def checksum(*parts):
     return hashlib.sha256(joined.numpy().tobytes()).digest()[:8].hex()
 
 
-@pytest.mark.slow
+@pytest.mark.light
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("own_embedding", [False, True])
 def test_sglang_holds_what_was_exported_and_accepts_a_draft_that_knows(tmp_path, own_embedding):

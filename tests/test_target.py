@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specbatch.config import load_config
+from specbatch.drafts.base import algorithm_of
 from specbatch.errors import UserError
 from specbatch.target import (
-    aux_layers,
-    capture_contract,
+    Logits,
+    attention,
     embedding,
     embedding_name,
     fingerprint,
+    head_bias,
     head_name,
     lm_head,
     locate,
@@ -199,7 +201,7 @@ def test_shards_are_read_through_their_index(variant):
     assert torch.equal(lm_head(shape), second)
 
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"is said to be in model-00002-of-00002\.safetensors, which is missing"):
+    with pytest.raises(UserError, match=r"should be in model-00002-of-00002\.safetensors, which is missing"):
         lm_head(read_target(folder))
 
 
@@ -225,21 +227,122 @@ def test_an_embedding_of_another_size_than_config_json_says_is_refused(variant):
         embedding(read_target(variant(padded)))
 
 
+def test_a_target_that_changes_its_states_before_the_head_is_refused(variant):
+    with pytest.raises(UserError, match="changes its states before the head \\(dim_model_base"):
+        read_target(variant(lambda content: content.update(dim_model_base=256)))
+
+
 @pytest.mark.parametrize(
-    ("config", "name"),
-    [({"final_logit_softcapping": 30.0}, "final_logit_softcapping"), ({"logit_scale": 0.0625}, "logit_scale")],
+    ("config", "scale", "cap"),
+    [
+        ({"final_logit_softcapping": 30.0}, 1.0, 30.0),
+        ({"final_logit_softcapping": -1}, 1.0, None),
+        ({"logit_scale": 0.0625}, 0.0625, None),
+        ({"logits_scaling": 8.0, "final_logit_softcapping": 5}, 0.125, 5.0),
+    ],
 )
-def test_a_target_that_changes_its_logits_is_refused(variant, config, name):
-    with pytest.raises(UserError, match=f"changes its logits after the head \\({name}"):
-        read_target(variant(lambda content: content.update(config)))
+def test_what_happens_between_head_and_softmax_is_read(variant, config, scale, cap):
+    assert read_target(variant(lambda content: content.update(config))).logits == Logits(scale, cap)
 
 
-def test_a_head_with_a_bias_is_refused(variant):
+def test_the_bias_of_a_head_is_read(variant):
     def biased(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["lm_head.bias"] = torch.zeros(tensors["lm_head.weight"].shape[0])
+        tensors["lm_head.bias"] = torch.arange(tensors["lm_head.weight"].shape[0]).bfloat16()
 
-    with pytest.raises(UserError, match=r"adds lm_head\.bias to its logits"):
-        lm_head(read_target(variant(None, biased)))
+    shape = read_target(variant(None, biased))
+    bias = head_bias(shape)
+    assert bias is not None
+    assert torch.equal(bias, torch.arange(shape.vocab).bfloat16())
+    assert head_bias(read_target(variant())) is None
+
+
+def test_a_prediction_layer_holds_copies_that_are_not_the_models_own(variant):
+    def predicting(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("embed_tokens.weight", "shared_head.head.weight", "lm_head.weight"):
+            tensors[f"model.layers.6.{name}"] = torch.zeros(512, 64)
+        tensors["mtp.0.embed_tokens.weight"] = torch.zeros(512, 64)
+
+    shape = read_target(variant(None, predicting))
+    assert embedding_name(shape) == "model.embed_tokens.weight"
+    assert head_name(shape) == "lm_head.weight"
+
+
+def test_rows_behind_the_vocabulary_are_padding(variant):
+    def smaller(config: dict[str, Any]) -> None:
+        config["vocab_size"] = 500
+
+    whole, shape = read_target(variant()), read_target(variant(smaller))
+    assert torch.equal(embedding(shape), embedding(whole)[:500])
+    assert torch.equal(lm_head(shape), lm_head(whole)[:500])
+
+
+def test_a_dtype_that_config_json_does_not_say_is_the_heads(variant):
+    def silent(config: dict[str, Any]) -> None:
+        del config["torch_dtype"]
+
+    def wide(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].float()
+
+    assert read_target(variant(silent)).dtype == "bfloat16"
+    assert read_target(variant(silent, wide)).dtype == "float32"
+    assert read_target(variant(lambda config: config.update(torch_dtype="float8_e4m3fn"))).dtype == "bfloat16"
+
+
+def test_nothing_is_made_up_where_no_class_knows_it(variant):
+    def unknown(*gone: str) -> Change:
+        def change(config: dict[str, Any]) -> None:
+            config["model_type"] = "of_its_own"
+            for key in gone:
+                del config[key]
+
+        return change
+
+    assert read_target(variant(unknown())).max_positions == 2048
+    with pytest.raises(UserError, match="no rope_theta, and transformers has none for model_type: of_its_own"):
+        read_target(variant(unknown("rope_theta")))
+    with pytest.raises(UserError, match="no max_position_embeddings, and transformers has none"):
+        read_target(variant(unknown("max_position_embeddings")))
+
+
+def test_a_null_means_the_default_of_the_class_where_the_class_says_so(variant):
+    def nulls(config: dict[str, Any]) -> None:
+        del config["tie_word_embeddings"], config["rope_theta"]
+        config.update(rope_parameters=None, rope_scaling=None, model_type="mistral", sliding_window=None)
+
+    shape = read_target(variant(nulls))
+    assert shape.rope == {"rope_theta": 1e4, "rope_scaling": None}
+    assert [kind.window for kind in attention(shape)] == [None]
+
+
+def test_a_file_that_transformers_does_not_take_is_refused_with_its_words(variant):
+    def wrong(config: dict[str, Any]) -> None:
+        del config["rope_theta"]
+        config["num_attention_heads"] = 5
+
+    with pytest.raises(UserError, match=r"transformers' class for model_type: llama rejects it: .*hidden size"):
+        read_target(variant(wrong))
+
+
+def test_the_width_of_a_latents_heads_is_that_of_their_values(variant):
+    def latent(config: dict[str, Any]) -> None:
+        config.update(kv_lora_rank=16, qk_rope_head_dim=8, head_dim=8, v_head_dim=32)
+
+    shape = read_target(variant(latent))
+    assert (shape.head_dim, shape.latent) == (32, True)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "kept"),
+    [
+        ({"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}, True),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6}, False),
+        ({"rope_type": "proportional", "partial_rotary_factor": 0.25}, False),
+    ],
+)
+def test_a_rope_that_turns_a_part_of_a_head_is_plain_in_the_draft(variant, scaling, kept):
+    shape = read_target(variant(lambda config: config.update(rope_scaling=scaling, rope_theta=5e4)))
+    assert shape.rope["rope_theta"] == 5e4
+    assert (shape.rope["rope_scaling"] is not None) == kept
 
 
 def test_what_is_no_model_directory_is_said_so(tmp_path):
@@ -255,7 +358,7 @@ def test_what_is_no_model_directory_is_said_so(tmp_path):
         read_target(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_a_hub_name_that_is_not_in_the_cache_says_how_to_get_it(tmp_path):
     code = "from specbatch.target import locate; locate('specbatch-tests/no-such-model')"
     done = subprocess.run(
@@ -290,20 +393,20 @@ def test_a_directory_is_located_as_it_is(tiny_target):
 def test_three_distinct_layers_below_the_last_are_chosen(variant, tmp_path, layers, want):
     folder = variant(lambda config: config.update(num_hidden_layers=layers))
     shape, config = read_target(folder), config_of(folder, tmp_path)
-    assert aux_layers(config, shape) == want
-    assert capture_contract(config, shape).widths == {"aux": 3 * shape.hidden, "last": shape.hidden}
+    assert algorithm_of(config, shape).contract.layers == want
+    assert algorithm_of(config, shape).contract.widths == {"aux": 3 * shape.hidden, "last": shape.hidden}
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_target_too_shallow_for_three_layers_is_refused(variant, tmp_path, layers):
     folder = variant(lambda config: config.update(num_hidden_layers=layers))
     with pytest.raises(UserError, match=r"draft\.aux_layers: .* has only \d layers"):
-        aux_layers(config_of(folder, tmp_path), read_target(folder))
+        algorithm_of(config_of(folder, tmp_path), read_target(folder)).contract  # noqa: B018
 
 
 def test_layers_that_are_named_are_taken(tiny_target, tmp_path):
     config = config_of(tiny_target, tmp_path, "--draft.aux_layers", "[0, 1, 4]")
-    assert aux_layers(config, read_target(tiny_target)) == (0, 1, 4)
+    assert algorithm_of(config, read_target(tiny_target)).contract.layers == (0, 1, 4)
 
 
 def test_the_fingerprint_tells_targets_apart(tiny_target, variant):

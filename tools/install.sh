@@ -1,13 +1,13 @@
-# Sourced by tools/quickstart and tools/test, which stand in the repository's root: one way to make .venv.
+# Sourced by tools/quickstart and tools/test, which run in the repository's root: the one way to make .venv.
 #
-#   install_environment        what a run needs
-#   install_environment dev    and what the tests need
+#   install_environment        the packages that a run needs
+#   install_environment dev    also those that the tests need
 #
-# An environment that an interrupted call left behind is made anew; one that is complete is left alone.
+# An incomplete environment of an interrupted call is made anew; a complete one is not changed.
 
 PART_NAMES=() PART_SECONDS=()
 
-# part NAME COMMAND...: says what is done, does it, says how long it took.
+# part NAME COMMAND...: prints what is done, does it, and prints how long it took.
 part() {
     local name=$1 begun=$SECONDS
     shift
@@ -30,7 +30,7 @@ fail() {
     exit 2
 }
 
-# system_package NAMES WHY: installs packages of the system where that is possible, else names them. Their services are
+# system_package NAMES WHY: installs packages of the system if possible, else names them. Their services are
 # not started: RUNLEVEL=1.
 system_package() {
     local names
@@ -63,19 +63,24 @@ prepare_system() {
         system_package libibverbs1 "Mooncake needs libibverbs.so.1, also without InfiniBand"
 }
 
-# What tools/slurmlab, and so the tests on a Slurm cluster, need of the system.
+# System packages for tools/slurmlab, and so for the tests on a Slurm cluster.
 prepare_cluster() {
     local command
-    for command in slurmctld slurmd slurmdbd sbatch munged mariadbd ip pkill; do
+    for command in slurmctld slurmd slurmdbd sbatch munged mariadbd ip pkill ch-run; do
         PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null && continue
-        system_package "slurmctld slurmd slurmdbd slurm-client slurm-wlm-basic-plugins munge mariadb-server iproute2 procps" \
-            "the tests start a Slurm cluster"
+        system_package "slurmctld slurmd slurmdbd slurm-client slurm-wlm-basic-plugins munge mariadb-server iproute2 procps \
+charliecloud-runtime" "the tests start a Slurm cluster, and containers on it"
         return
     done
 }
 
-# wanted LOCK: what an environment made from this file is known by: its place, because it cannot be moved, the lock, and
-# what pyproject.toml says of the package.
+# System packages for the tests of the report's page.
+prepare_browser() {
+    command -v chromium >/dev/null || system_package chromium "the tests open a report in a browser"
+}
+
+# wanted LOCK: prints what identifies an environment from this file: its place, because it cannot be moved, the lock, and
+# the package's part of pyproject.toml.
 wanted() {
     printf '%s\n' "$PWD"
     { cat "$1" && sed '/^\[tool\./,$d' pyproject.toml; } | sha256sum
@@ -87,7 +92,7 @@ pip_install() {
     return "${PIPESTATUS[0]}"
 }
 
-# install_lock LOCK: brings .venv to what a lock says, unless its stamp tells that it is there already.
+# install_lock LOCK: installs a lock into .venv, unless the stamp says that it is installed already.
 install_lock() {
     local lock=$1 stamp
     stamp=.venv/.installed-$(basename "$lock")
@@ -102,7 +107,7 @@ install_lock() {
     mkdir -p .venv
     touch .venv/.unfinished
     [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-    # torch before anything else, so that nothing brings another; with what it needs on this system.
+    # torch first, with its dependencies on this system, so that no other package installs another one.
     mapfile -t torch < <(grep -E '^(torch|torchvision)==' "$lock")
     [ ${#torch[@]} -eq 0 ] || pip_install --constraint "$lock" "${torch[@]}"
     pip_install --no-deps --requirement "$lock"

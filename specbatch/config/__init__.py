@@ -1,4 +1,4 @@
-"""The configuration of a run: typed sections, read from a file and from the command line, and written again."""
+"""The configuration of a run: typed sections, read from a file and the command line, and written back."""
 
 from specbatch.config.load import dump_config, load_config
 from specbatch.config.sections import (
@@ -11,6 +11,7 @@ from specbatch.config.sections import (
     Slurm,
     Snapshot,
     Store,
+    Sweep,
     Target,
     Training,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Slurm",
     "Snapshot",
     "Store",
+    "Sweep",
     "Target",
     "Training",
     "dump_config",

@@ -1,7 +1,7 @@
-"""Which settings of a run may change where it goes on, and which make it another training. Pure.
+"""Defines which settings of a run may change when it is resumed, and which would change the training. Pure.
 
-What decides which samples a step has, what the target says of them, or what the optimizer does with that, stays as it
-was when the run began. All else may change: how much hardware, how it is used, what is told, kept and measured.
+Everything is fixed that determines the samples of a step, what the target computes for them, and what the optimizer
+does with it. The rest may change: hardware and its use, what is logged, kept and measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from specbatch.config.sections import Config
 from specbatch.errors import UserError
 
 FIXED_SECTIONS = ("target", "data", "draft", "training")
-"""Sections whose fields are fixed, but for those in `FREE`."""
+"""Sections whose fields are fixed, except those in `FREE`."""
 FREE = (
     "target.trust_remote_code",
     "data.workers",
@@ -27,16 +27,17 @@ FREE = (
     "training.max_restarts",
     "training.not_finite",
     "training.evaluate_interval_steps",
+    "training.metrics",
 )
-FIXED = ("run.dir", "run.seed", "inference.deterministic")
+FIXED = ("run.dir", "run.seed", "run.goal", "inference.deterministic")
 """Fields of other sections that are fixed."""
 STEPS = "training.max_steps"
-"""Fixed where the learning rate depends on the number of steps."""
+"""Field that is fixed if the learning rate depends on the number of steps."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A field that is not what it was."""
+    """A field whose value changed."""
 
     field: str
     was: Any
@@ -44,27 +45,28 @@ class Change:
 
 
 def changes(old: Config, new: Config) -> list[Change]:
-    """The fields that differ, in their order."""
+    """Return the fields that differ, in their order."""
     found = []
     for section in dataclasses.fields(Config):
         before, now = getattr(old, section.name), getattr(new, section.name)
         found += [
-            Change(f"{section.name}.{entry.name}", getattr(before, entry.name), getattr(now, entry.name))
-            for entry in dataclasses.fields(before)
-            if getattr(before, entry.name) != getattr(now, entry.name)
+            Change(f"{section.name}.{name}", getattr(before, name, None), getattr(now, name, None))
+            # With another algorithm, the section of the draft has other fields.
+            for name in dict.fromkeys(entry.name for entry in (*dataclasses.fields(before), *dataclasses.fields(now)))
+            if getattr(before, name, None) != getattr(now, name, None)
         ]
     return found
 
 
 def refuse_fixed(found: list[Change], schedule: str, trained: int) -> None:
-    """Refuse changes that would make another training of it.
+    """Refuse changes that would change the training.
 
     Args:
-        schedule: of the learning rate.
-        trained: steps that are done.
+        schedule: schedule of the learning rate.
+        trained: number of trained steps.
 
     Raises:
-        UserError: naming all of them, with the old and the new value.
+        UserError: there are such changes; names all of them, with old and new value.
     """
     wrong = [change for change in found if _fixed(change, schedule)]
     if wrong:
@@ -73,16 +75,17 @@ def refuse_fixed(found: list[Change], schedule: str, trained: int) -> None:
         if any(change.field == STEPS for change in wrong):
             why = f" (with training.schedule: {schedule} the learning rate of every step depends on their number)"
         raise UserError(
-            f"{wrong[0].field}: can't change where a run goes on, since it would be another training: {named}{why}; "
+            f"{wrong[0].field}: can't change when a run is resumed, because it would be another training: "
+            f"{named}{why}; "
             "leave it out, or start a new run with another run.dir"
         )
     for change in found:
         if change.field == STEPS and change.now is not None and change.now < trained:
-            raise UserError(f"{STEPS}: {change.now} is less than the {trained} steps that are trained already")
+            raise UserError(f"{STEPS}: {change.now} is less than the {trained} steps that are already trained")
 
 
 def may_change(field: str) -> bool:
-    """Whether a field may ever change where a run goes on."""
+    """Return whether a field may ever change when a run is resumed."""
     section = field.partition(".")[0]
     return field == STEPS or not (field in FIXED or (section in FIXED_SECTIONS and field not in FREE))
 

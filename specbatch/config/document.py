@@ -1,8 +1,9 @@
-"""A configuration file as text values with their lines, so that a message can say where, and a name stays as written.
+"""A configuration file as text values with their line numbers, so that messages can name the line and names stay as
+written.
 
 YAML guesses types from how a value looks: `2026-11-25` becomes a date, `on` becomes true, `1e-4` stays text. Here the
-field's own type decides: every single value is kept as the text that stands in the file. Only below
-``inference.sglang``, where anything goes, are types guessed, by the rules of YAML 1.2.
+field's type decides: every value is kept as the text in the file. Types are guessed, by the rules of YAML 1.2, only
+where any type is allowed, as in ``inference.sglang``.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from specbatch.config.algorithms import owners
 from specbatch.config.rules import describe, optional, split
 from specbatch.config.sections import Config
 from specbatch.errors import UserError
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML with the core schema of YAML 1.2: no dates, no `on`, numbers without surprises."""
+    """PyYAML with the core schema of YAML 1.2: no dates, no `on`, and its rules for numbers."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -46,11 +48,11 @@ def _float(text: str) -> float:
 
 @dataclass
 class Document:
-    """What a file says."""
+    """The content of a configuration file."""
 
     path: Path
     texts: dict[str, str] = field(default_factory=dict)
-    """Text of each key, dotted: a JSON list where the field is a list."""
+    """Text of each dotted key; a JSON list if the field is a list."""
     mappings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Values of the fields that hold a mapping."""
     lines: dict[str, int] = field(default_factory=dict)
@@ -60,6 +62,22 @@ class Document:
         return f"{self.path}:{self.lines[key]}" if key in self.lines else str(self.path)
 
 
+def glimpse(path: Path, section: str, key: str) -> tuple[str, str]:
+    """Return the text of one field of a configuration file, and its place; both empty if the field is missing or
+    `read_document` would refuse the file."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return "", ""
+    for name in (section, key):
+        if not isinstance(root, yaml.MappingNode):
+            return "", ""
+        root = next((value for found, value in root.value if found.value == name), None)
+    if not isinstance(root, yaml.ScalarNode) or root.tag.endswith(":null"):
+        return "", ""
+    return root.value, f"{path}:{root.start_mark.line + 1}"
+
+
 def read_document(path: Path, hints: Mapping[str, Any]) -> Document:
     """Read a configuration file.
 
@@ -67,7 +85,7 @@ def read_document(path: Path, hints: Mapping[str, Any]) -> Document:
         hints: type of each field, by dotted key.
 
     Raises:
-        UserError: if it can't be read, is no YAML, or has keys that do not exist or stand there twice.
+        UserError: it can't be read, is not YAML, or has unknown or duplicate keys.
     """
     document = Document(path)
     try:
@@ -89,6 +107,10 @@ def read_document(path: Path, hints: Mapping[str, Any]) -> Document:
             if get_origin(split(hints[leaf])[0]) is dict:
                 document.mappings[leaf] = _mapping(value, leaf, document)
                 continue
+            if leaf == "data.train":
+                value, weights = _weighted(value, document)
+                if weights:
+                    document.texts["data.weights"] = json.dumps(weights)
             try:
                 document.texts[leaf] = text_of(value, hints[leaf])
             except ValueError as error:
@@ -99,12 +121,11 @@ def read_document(path: Path, hints: Mapping[str, Any]) -> Document:
 
 
 def text_of(node: yaml.Node | str, hint: Any) -> str:
-    """What stands in the file or on the command line for a field, as text; a JSON list where the field is a list.
-
-    One value is a list of one for a list.
+    """Return the value of a field in the file or on the command line as text; a JSON list if the field is a list. A
+    single value for a list becomes a list of one.
 
     Raises:
-        ValueError: for a mapping or for nothing, where none belongs.
+        ValueError: it is a mapping or empty, which the field does not allow.
     """
     kind, nullable = optional(split(hint)[0])
     kind = split(kind)[0]
@@ -125,13 +146,15 @@ def text_of(node: yaml.Node | str, hint: Any) -> str:
 
 
 def unknown(key: str, hints: Mapping[str, Any]) -> str:
-    """A sentence about a key that does not exist, with the nearest one that does."""
-    if not any("." in known for known in hints):
+    """Return a sentence about an unknown key, with the nearest known one."""
+    sections = list(get_type_hints(Config))
+    if not any("." in known and known.partition(".")[0] in sections for known in hints):
         near = difflib.get_close_matches(key, hints, n=1, cutoff=0.3)
         return f"{key}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
     section, _, name = key.partition(".")
-    sections = list(get_type_hints(Config))
     here = [known for known in hints if known.startswith(f"{section}.")]
+    if section == "draft" and name and (others := owners(name)):
+        return f"{key}: is a field of draft.algorithm: {' or '.join(others)}; set that, or leave the field out"
     elsewhere = [known for known in hints if known.split(".")[-1] == (name or section)]
     if section in sections and not name:
         return f"{key}: is a section; its keys are {', '.join(here)}"
@@ -149,7 +172,7 @@ def unknown(key: str, hints: Mapping[str, Any]) -> str:
 def _leaves(
     node: yaml.Node, prefix: str, hints: Mapping[str, Any], document: Document
 ) -> Iterator[tuple[str, yaml.Node]]:
-    """Keys of a section and of the sections in it, dotted, and their nodes."""
+    """Yield the dotted keys of a section and its subsections, and their nodes."""
     for name, value in _items(node, prefix, document):
         if any(known.startswith(f"{name}.") for known in hints):
             yield from _leaves(value, f"{name}.", hints, document)
@@ -158,7 +181,7 @@ def _leaves(
 
 
 def _items(node: yaml.Node | None, prefix: str, document: Document) -> Iterator[tuple[str, yaml.Node]]:
-    """Keys of a mapping, dotted, and their nodes."""
+    """Yield the dotted keys of a mapping, and their nodes."""
     if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
         return
     if not isinstance(node, yaml.MappingNode):
@@ -167,9 +190,31 @@ def _items(node: yaml.Node | None, prefix: str, document: Document) -> Iterator[
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if name in document.lines:
-            raise UserError(f"{document.path}:{key.start_mark.line + 1}: {name} stands in the file twice")
+            raise UserError(f"{document.path}:{key.start_mark.line + 1}: {name} is in the file twice")
         document.lines[name] = key.start_mark.line + 1
         yield name, value
+
+
+def _weighted(node: yaml.Node, document: Document) -> tuple[yaml.Node, list[str]]:
+    """Return the paths of ``data.train`` and their weights, if entries are written as ``{path: ..., weight: ...}``."""
+    entries = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not any(isinstance(entry, yaml.MappingNode) for entry in entries):
+        return node, []
+    paths, weights = [], []
+    for entry in entries:
+        where = f"{document.path}:{entry.start_mark.line + 1}: data.train"
+        if isinstance(entry, yaml.ScalarNode):
+            paths.append(entry)
+            weights.append("1")
+            continue
+        pairs = {key.value: value for key, value in entry.value} if isinstance(entry, yaml.MappingNode) else {}
+        if "path" not in pairs or set(pairs) - {"path", "weight"}:
+            raise UserError(
+                f"{where}: an entry is a path, or a mapping of path and weight: {{path: a.jsonl, weight: 2}}"
+            )
+        paths.append(pairs["path"])
+        weights.append(pairs["weight"].value if "weight" in pairs else "1")
+    return yaml.SequenceNode(node.tag, paths, node.start_mark, node.end_mark), weights
 
 
 def _mapping(node: yaml.Node, key: str, document: Document) -> dict[str, Any]:
@@ -185,10 +230,10 @@ def _mapping(node: yaml.Node, key: str, document: Document) -> dict[str, Any]:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """Values with types guessed.
+    """Return the value of a node, with guessed types.
 
     Raises:
-        ValueError: for a type that YAML's core schema doesn't have.
+        ValueError: YAML's core schema does not have its type.
     """
     loader = Loader("")
     try:

@@ -1,6 +1,6 @@
-"""Reading and writing a configuration: a YAML file, and fields of it overridden on the command line.
+"""Reads and writes a configuration: a YAML file, whose fields can be overridden on the command line.
 
-Both are turned into the same text arguments and parsed by jsonargparse, so that a value means the same in both.
+Both become text arguments that jsonargparse parses, so that a value means the same in both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from specbatch.config.document import Document, read_document
+from specbatch.config.algorithms import ALGORITHM, algorithm_names, default_algorithm, draft_section
+from specbatch.config.document import Document, glimpse, read_document
 from specbatch.config.options import COMMAND_LINE, Options, command_line, made_of, options_of, parser, values_of
 from specbatch.config.paths import anchored
 from specbatch.config.profile import is_path, read_profile
@@ -24,20 +25,19 @@ if TYPE_CHECKING:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration.
-
-    Paths in the file are relative to it, those among the overrides to the current directory, and so is ``run.dir``.
-    Where it names a profile (``slurm.profile``), that is read first, and everything in the file comes before it.
+    """Read a configuration. Paths in the file are relative to it; ``run.dir`` and paths among the overrides are
+    relative to the current directory. A profile (``slurm.profile``) supplies what the file does not say.
 
     Args:
         path: a YAML file.
         overrides: ``--training.learning_rate 1e-3``, ``--training.learning_rate=1e-3``, ...
 
     Raises:
-        UserError: for a file that can't be read, an unknown key, or a value that a field can't have: with file and
-            line, and what would do. What depends on two fields or on other files is not looked at.
+        UserError: the file can't be read, or has an unknown key or an invalid value; with file, line, and what would be
+            valid. Dependencies between fields and on other files are not checked.
     """
-    options = config_options()
+    algorithm = _algorithm(path, overrides)
+    options = config_options(algorithm)
     hints = {name: option.hint for name, option in options.items()}
     document = read_document(path, hints)
     given = dict(command_line(overrides, options))
@@ -62,28 +62,49 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for key, mapping in mappings.items():
         values[key] = {**mapping, **values[key]}
     _anchor(values, document, given)
-    return made_of(Config, values)
+    sections: dict[str, Any] = {
+        name: made_of(kind, values, f"{name}.") for name, kind in section_types(algorithm).items()
+    }
+    return Config(**sections)
+
+
+def _algorithm(path: Path, overrides: Sequence[str]) -> str:
+    """Return the algorithm that a configuration names, which determines the fields of the ``draft`` section.
+
+    Raises:
+        UserError: there is no algorithm of this name.
+    """
+    name, where = glimpse(path, "draft", "algorithm")
+    for index, token in enumerate(overrides):
+        key, equals, text = token.partition("=")
+        if key == f"--{ALGORITHM}":
+            name, where = text if equals else "".join(overrides[index + 1 : index + 2]), COMMAND_LINE
+    if not name:
+        return default_algorithm()
+    draft_section(name, where)
+    return name
 
 
 def dump_config(config: Config, explain: bool = False) -> str:
-    """The configuration as YAML that `load_config` reads back to an equal one.
+    """Return the configuration as YAML, which `load_config` reads back as an equal one.
 
     Args:
         explain: put each field's documentation above it.
     """
-    lines = [line for name, section in _fields(config) for line in (f"{name}:", *_lines(section, f"{name}.", explain))]
+    options = config_options(config.draft.algorithm) if explain else None
+    lines = [line for name, section in _fields(config) for line in (f"{name}:", *_lines(section, f"{name}.", options))]
     return "\n".join(lines) + "\n"
 
 
-def _lines(section: Any, prefix: str, explain: bool) -> Iterator[str]:
-    """A section's lines, indented."""
+def _lines(section: Any, prefix: str, options: Options | None) -> Iterator[str]:
+    """Yield a section's lines, indented, each below its option's text if options are given."""
     for name, value in _fields(section):
         if dataclasses.is_dataclass(value):
             yield f"  {name}:"
-            yield from (f"  {line}" for line in _lines(value, f"{prefix}{name}.", explain))
+            yield from (f"  {line}" for line in _lines(value, f"{prefix}{name}.", options))
             continue
-        if explain:
-            yield from (f"  # {line}" for line in textwrap.wrap(config_options()[f"{prefix}{name}"].text, 110))
+        if options is not None:
+            yield from (f"  # {line}" for line in textwrap.wrap(options[f"{prefix}{name}"].text, 110))
         yield from (f"  {line}" for line in to_yaml({name: value}).splitlines())
 
 
@@ -91,19 +112,39 @@ def _fields(of: Any) -> Iterator[tuple[str, Any]]:
     return ((entry.name, getattr(of, entry.name)) for entry in dataclasses.fields(of))
 
 
-def config_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
-    """A parser with an option for each field, grouped by sections: for its help."""
+def config_groups() -> dict[str, tuple[str, Options]]:
+    """Return text and options of each section, by title; fields of ``draft`` of a single algorithm are separate."""
     groups: dict[str, tuple[str, Options]] = {}
-    for name, section in get_type_hints(Config).items():
-        own = {key: option for key, option in config_options().items() if key.startswith(f"{name}.")}
-        groups[name] = ((section.__doc__ or "").strip(), own)
-    return parser(prog, description, groups)
+    for name, section in section_types(default_algorithm()).items():
+        groups[name] = ((section.__doc__ or "").strip(), options_of(section, f"{name}."))
+    for name in algorithm_names():
+        section = draft_section(name)
+        known = {option for _, options in groups.values() for option in options}
+        own = {key: option for key, option in options_of(section, "draft.").items() if key not in known}
+        if own:
+            groups[f"draft, with draft.algorithm: {name}"] = ((section.__doc__ or "").strip(), own)
+    return groups
+
+
+def config_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
+    """Return a parser with an option for each field, grouped by section, that prints the help."""
+    return parser(prog, description, config_groups())
 
 
 @cache
-def config_options() -> Options:
-    """The options of all sections, in their order."""
-    return options_of(Config)
+def config_options(algorithm: str = "") -> Options:
+    """Return the options of all sections, in order.
+
+    Args:
+        algorithm: determines the fields of the ``draft`` section; the default algorithm if empty.
+    """
+    sections = section_types(algorithm or default_algorithm())
+    return {key: option for name, kind in sections.items() for key, option in options_of(kind, f"{name}.").items()}
+
+
+def section_types(algorithm: str) -> dict[str, type]:
+    """Return the dataclass of each section."""
+    return get_type_hints(Config) | {"draft": draft_section(algorithm)}
 
 
 def _anchor(values: dict[str, Any], document: Document, given: dict[str, str]) -> None:
@@ -114,6 +155,13 @@ def _anchor(values: dict[str, Any], document: Document, given: dict[str, str]) -
             values[key] = [anchored(text, base, hub) for text in values[key]]
         elif values[key] is not None:
             values[key] = anchored(values[key], base, hub)
+    for name, text in values["evaluate.sets"].items():
+        base = Path() if f"evaluate.sets.{name}" in given else document.path.parent
+        values["evaluate.sets"][name] = anchored(str(text), base)
+    file, colon, function = values["data.transform"].rpartition(":")
+    if file.endswith(".py"):
+        base = Path() if "data.transform" in given else document.path.parent
+        values["data.transform"] = anchored(file, base) + colon + function
     if is_path(values["slurm.profile"]):
         base = Path() if "slurm.profile" in given else document.path.parent
         values["slurm.profile"] = anchored(values["slurm.profile"], base)

@@ -1,4 +1,5 @@
-"""Site profiles: what is particular to a cluster, as a configuration file that lies under the user's own.
+"""Site profiles: configuration files with what is particular to a cluster; the user's own configuration takes
+precedence.
 
 They are files of ``slurm/profiles`` in the repository; an installed package has them in ``share/specbatch`` of its
 environment.
@@ -22,26 +23,26 @@ FOLDERS = (
 
 
 def profiles() -> dict[str, Path]:
-    """The profiles that come with specbatch, by name."""
+    """Return the profiles that come with specbatch, by name."""
     folder = next((folder for folder in FOLDERS if folder.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
 def is_path(name: str) -> bool:
-    """Whether ``slurm.profile`` is a path, and not a name."""
+    """Return whether ``slurm.profile`` is a path rather than a name."""
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
 def read_profile(name: str, base: Path, where: str, hints: Mapping[str, Any]) -> Document:
-    """What a profile says.
+    """Read a profile.
 
     Args:
-        name: of a profile, or a path.
-        base: what a path is relative to.
-        where: where the name stands, for messages.
+        name: name or path of a profile.
+        base: directory that a path is relative to.
+        where: place of the name, for messages.
 
     Raises:
-        UserError: there is no such profile, or it says what no configuration may, or what belongs to a run.
+        UserError: there is no such profile, or it has keys that are invalid or that belong to a run.
     """
     if is_path(name):
         path = base / Path(name).expanduser()

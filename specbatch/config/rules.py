@@ -1,4 +1,4 @@
-"""What a value of the configuration may be, beyond its type, and how that is said to the user."""
+"""Rules for values of a configuration in addition to their types, and their wording for users."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NOUNS = {int: "an integer", float: "a number", str: "text", bool: "true or fals
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition, given with ``Annotated``."""
+    """A condition on a value, given with ``Annotated``."""
 
     text: str
-    """Goes on after a noun: ``of at least 1``."""
+    """Continues a noun: ``of at least 1``."""
     holds: Callable[[Any], bool]
 
 
@@ -40,7 +40,7 @@ def at_most(high: float) -> Rule:
 
 
 def between(low: float, high: float) -> Rule:
-    """Both ends belong to it."""
+    """Return a rule for an interval that includes both ends."""
     return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
 
 
@@ -49,22 +49,22 @@ ONE_LINE = Rule("that is in one line", lambda value: not re.search(r"[\n\r\0]", 
 
 
 class Bytes(int):
-    """A number of bytes; written as digits or with a binary unit: ``4GiB``."""
+    """A number of bytes, written as digits or with a binary unit: ``4GiB``."""
 
     @classmethod
     def parse(cls, text: str | int) -> Bytes:
-        """Read it.
+        """Parse a number of bytes.
 
         Raises:
-            ValueError: for anything else than digits and KiB, MiB, GiB or TiB.
+            ValueError: it is not digits, or digits with KiB, MiB, GiB or TiB.
         """
         found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([KMGT]iB|)", str(text))
         if not found or ("." in found[1] and not found[2]):
-            raise ValueError(f"{text} is no number of bytes")
+            raise ValueError(f"{text} is not a number of bytes")
         return cls(float(found[1]) * (1 << _UNITS[found[2]]) if "." in found[1] else int(found[1]) << _UNITS[found[2]])
 
     def __str__(self) -> str:
-        """The shortest exact way to write it."""
+        """Return the shortest exact text."""
         for unit, shift in reversed(_UNITS.items()):
             if self and self % (1 << shift) == 0:
                 return f"{int(self) >> shift}{unit}"
@@ -72,34 +72,34 @@ class Bytes(int):
 
 
 class Interval(str):
-    """How often something is done: every so many steps (``100``), after a time (``10min``), or ``auto``."""
+    """How often something is done: a number of steps (``100``), a time (``10min``), or ``auto``."""
 
     @classmethod
     def parse(cls, text: str | int) -> Interval:
-        """Read it.
+        """Parse an interval.
 
         Raises:
-            ValueError: for anything else than a number of at least 1, one with s, min or h, or ``auto``.
+            ValueError: it is not a number of at least 1, a number with s, min or h, or ``auto``.
         """
         made = cls(text)
         if made != "auto" and not (made.steps or made.seconds):
-            raise ValueError(f"{text} is no interval")
+            raise ValueError(f"{text} is not an interval")
         return made
 
     @property
     def steps(self) -> int | None:
-        """Steps, where it counts those."""
+        """Number of steps; None if it is a time or ``auto``."""
         return int(self) if re.fullmatch(r"\d[\d_]*", self) else None
 
     @property
     def seconds(self) -> float | None:
-        """Seconds, where it is a time."""
+        """Number of seconds; None unless it is a time."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", self)
         return float(found[1]) * _SECONDS[found[2]] if found else None
 
 
 def describe(hint: Any) -> str:
-    """A type with its rules as words: ``an integer of at least 1``."""
+    """Describe a type with its rules: ``an integer of at least 1``."""
     hint, rules = split(hint)
     inner, nullable = optional(hint)
     if nullable:
@@ -110,26 +110,24 @@ def describe(hint: Any) -> str:
     elif origin is list:
         element = get_args(hint)[0]
         words = "a list"
-        example = ", as [a, b]" if split(element)[0] is str else f", as [1, 2], each {describe(element)}"
+        named = get_args(split(element)[0]) if get_origin(split(element)[0]) is Literal else (1, 2)
+        shown = ", ".join(map(str, named))
+        example = (
+            ", for example [a, b]" if split(element)[0] is str else f", for example [{shown}], each {describe(element)}"
+        )
     elif origin is tuple:
         words = f"{len(get_args(hint))} values, each {describe(get_args(hint)[0])}"
     elif hint is Interval:
-        words, example = "a number of steps, a time or auto", ", as 100, 10min, 2h or auto"
+        words, example = "a number of steps, a time or auto", ": 100, 10min, 2h or auto"
     elif hint is Bytes:
-        words, example = "a number of bytes", ", as 4GiB or 4294967296"
+        words, example = "a number of bytes", ", for example 4GiB or 4294967296"
     else:
         words = _NOUNS[origin or hint]
     return " ".join([words, " and ".join(rule.text for rule in rules)]).rstrip() + example
 
 
-def has_rules(hint: Any) -> bool:
-    """Whether a type says more than its name."""
-    kind, rules = split(hint)
-    return bool(rules) or kind in (Bytes, Interval) or any(has_rules(argument) for argument in get_args(kind))
-
-
 def broken(hint: Any, value: Any) -> bool:
-    """Whether a value of the right type breaks one of its rules, or one of its elements does."""
+    """Return whether a value of the right type, or one of its elements, breaks a rule."""
     hint, rules = split(hint)
     inner, nullable = optional(hint)
     if nullable:
@@ -142,7 +140,7 @@ def broken(hint: Any, value: Any) -> bool:
 
 
 def split(hint: Any) -> tuple[Any, list[Rule]]:
-    """A type without its rules, and the rules."""
+    """Split a type into the type without its rules, and the rules."""
     if get_origin(hint) is Annotated:
         kind, *extras = get_args(hint)
         return kind, [extra for extra in extras if isinstance(extra, Rule)]
@@ -150,7 +148,7 @@ def split(hint: Any) -> tuple[Any, list[Rule]]:
 
 
 def optional(hint: Any) -> tuple[Any, bool]:
-    """A type without the possibility of null, and whether there was one."""
+    """Split a type into the type without None, and whether None was allowed."""
     if get_origin(hint) in (Union, UnionType):
         return next(kind for kind in get_args(hint) if kind is not NoneType), True
     return hint, False

@@ -1,6 +1,6 @@
-"""The configuration of a run: one documented dataclass a section. A field's text is its ``--help``.
+"""The configuration of a run: one documented dataclass for each section. A field's docstring is its ``--help``.
 
-What SGLang and Slurm call something keeps its name here and passes through (``inference.sglang``).
+Options of SGLang and Slurm keep their names and pass through (``inference.sglang``).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from specbatch.config.answers import Regenerate
 from specbatch.config.rules import NOT_EMPTY, ONE_LINE, Bytes, Interval, above, at_least, at_most, below, between
 
 Count = Annotated[int, at_least(1)]
@@ -17,91 +18,109 @@ Share = Annotated[float, between(0, 1)]
 Beta = Annotated[float, at_least(0), below(1)]
 _SMALLEST_SEGMENT = Bytes(16 << 20)
 _FOUR_GIB = Bytes(4 << 30)
+_LONGEST_LOG = Bytes(64 << 20)
 _AUTO = Interval("auto")
-Place = Annotated[str, ONE_LINE, NOT_EMPTY]
+PathText = Annotated[str, ONE_LINE, NOT_EMPTY]
 
 
 @dataclass
 class Run:
     """The run as a whole."""
 
-    dir: Place
-    """The run directory; created if missing, and the only place that the run writes to."""
+    dir: PathText
+    """The run directory. It is created if missing; the run writes nowhere else."""
     name: Annotated[str, ONE_LINE] = ""
-    """For people; the run directory's last part if empty."""
+    """Name that is shown to people; if empty, the last part of `run.dir`."""
     seed: Natural = 0
-    """Of the order of samples and the draft's first weights."""
+    """Seed of the order of samples, of the draft's first weights and of sampled answers."""
+    goal: Literal["draft", "answers"] = "draft"
+    """Result of the run: a draft, or only the target's answers to the prompts of `data.train`, as in
+    `specbatch regenerate`."""
     log_interval_s: Seconds = 10.0
     """Seconds between two lines about progress in the log file."""
     stall_timeout_s: Seconds = 900.0
-    """Seconds without any progress after which the attempt is ended, saying who waits for whom."""
+    """Seconds without any progress after which the attempt is ended, with a message that says what waits for what."""
+    idle_alarm_s: Seconds = 600.0
+    """The status reports idle ranks or engines once they have waited most of the time for this many seconds."""
+    log_limit: Bytes = _LONGEST_LOG
+    """Size of a component's log beyond which its older half is dropped."""
     max_restarts: Natural = 3
-    """How often the run may begin a new attempt by itself, after its head or store died or nothing moved, without
-    a step of progress."""
+    """How many attempts in a row the run may begin by itself without a newly trained step, after its head or store died
+    or it made no progress."""
 
 
 @dataclass
 class Target:
     """The target model."""
 
-    path: Place
+    path: PathText
     """A Hugging Face directory, or a hub name that is already in this machine's cache."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What the engine computes in; auto: as the checkpoint says."""
+    """Data type that the engine computes in. auto: the checkpoint's, but float32 on a CPU without instructions for
+    bfloat16."""
     trust_remote_code: bool = False
-    """Let the target's directory bring its own Python code, to the engine and to the tokenizer alike."""
+    """Run Python code from the target's directory, in the engine and in the tokenizer."""
 
 
 @dataclass
 class Data:
-    """Conversations, and what becomes of them."""
+    """The conversations, and how they become samples."""
 
-    train: Annotated[list[Place], NOT_EMPTY]
-    """Files (JSONL, JSON, Parquet, also compressed), directories of such, or names that `datasets` loads."""
-    heldout: list[Place] = field(default_factory=list)
-    """The same, never trained on: prompts for the evaluation."""
-    format: Literal["auto", "messages", "conversations", "text"] = "auto"
-    """OpenAI `messages`, ShareGPT `conversations` or plain `text`; auto: by the keys of each row."""
+    train: Annotated[list[PathText], NOT_EMPTY]
+    """Files (JSONL, JSON, Parquet, also compressed), directories of such, or names that `datasets` loads:
+    `owner/name`, `owner/name:split`, `owner/name/subset:split`. An entry may have a weight:
+    `[{path: a.jsonl, weight: 2}, b.jsonl]`."""
+    weights: list[Annotated[float, above(0)]] = field(default_factory=list)
+    """How often each entry of `data.train` is trained per epoch: 2 is twice, 0.5 is every second epoch. One number for
+    each entry; if empty, each is trained once."""
+    heldout: list[PathText] = field(default_factory=list)
+    """Files or names as in `data.train` that are never trained on: prompts and conversations for evaluations."""
+    format: Literal["auto", "messages", "conversations", "chosen", "tokens", "pairs", "text"] = "auto"
+    """Form of a row: OpenAI `messages`, ShareGPT `conversations`, the `chosen` of preference pairs, rows tokenised
+    before (`input_ids` and a mask), pairs of prompt and answer, or plain `text`. auto: the first of these that is not
+    empty."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of columns in the files, where they differ from the usual ones: `{messages: conversation}`. Keys are
+    messages, conversations, chosen, input_ids, loss_mask, prompt, answer, text, system and tools."""
     loss_on: Literal["assistant", "last", "all"] = "assistant"
-    """Tokens that the draft learns to propose: of all assistant turns, of the last one, or every token."""
+    """Tokens that the draft learns to propose: those of all assistant turns, those of the last one, or all tokens."""
     split_turns: bool = False
-    """One sample for each assistant turn, with the history that the chat template gives it there: for
-    targets whose template rewrites earlier turns, as thinking models' do."""
+    """Make one sample for each assistant turn, with the history as the chat template renders it there. For targets
+    whose template rewrites earlier turns, as those of thinking models do."""
+    template_variables: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, by its own names: `enable_thinking: false`, `reasoning_effort: high`,
+    `date: 2026-01-31`. `tools` applies to conversations that have none."""
     max_tokens: Annotated[int, at_least(3)] = 4096
-    """Longest sample, in tokens. The first two tokens of a sample teach nothing."""
+    """Tokens of the longest sample. The first two tokens of a sample are never learnt."""
     overlong: Literal["truncate", "skip"] = "truncate"
-    """What to do with longer ones."""
+    """What to do with samples longer than `data.max_tokens`."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Whether to train samples that repeat an earlier one, token for token. They are counted in any case."""
+    transform: str = ""
+    """Your function that gets each row first, as an object, and returns the row to use or None to leave it out:
+    `module:function` or `file.py:function`."""
     max_bad_fraction: Share = 0.05
-    """Share of rows that may be unusable before the preparation ends with an error."""
+    """Share of unusable rows above which the preparation ends with an error."""
     workers: Count | None = None
-    """Processes that prepare; all cores if not given. The result does not depend on it."""
-    cache_dir: Place | None = None
-    """Where prepared data are kept; specbatch in the user's cache directory if not given."""
+    """Processes that prepare the data; as many as there are cores if not given. The result does not depend on it."""
+    cache_dir: PathText | None = None
+    """Directory of prepared data; `specbatch` in your cache directory if not given."""
+    regenerate: Regenerate = field(default_factory=Regenerate)
+    """Answers of the target instead of the data's own."""
 
 
 @dataclass
 class Draft:
     """The draft model and its algorithm."""
 
-    algorithm: Literal["eagle3"] = "eagle3"
-    """EAGLE-3 (arXiv:2503.01840)."""
-    init_from: Place | None = None
-    """Start from this draft for the same target: a directory that `export` wrote, or a published EAGLE-3 checkpoint."""
-    ttt_steps: Count = 7
-    """Unrolled steps of training-time test."""
-    step_decay: Annotated[float, above(0), at_most(1)] = 0.8
-    """Weight of each unrolled step's loss, as a factor on the one before."""
-    vocab_size: Count | None = 32000
-    """Rows of the draft's head: the most frequent loss tokens of the corpus; null: the target's vocabulary."""
+    algorithm: str = ""
+    """Name of the algorithm. It determines which fields this section has."""
+    init_from: PathText | None = None
+    """Draft for the same target to start from: a directory that `specbatch export` wrote, or a published checkpoint of
+    the same algorithm. Not given: random weights."""
     aux_layers: list[Natural] | None = None
-    """Decoder layers whose outputs the draft reads, from 0; not given: a low, a middle and a high one."""
-    intermediate_size: Count | None = None
-    """Width of the draft's MLP; the target's if not given."""
-    train_head: bool = True
-    """Train the head, which starts as the target's; false: keep it, which saves 12 bytes a weight, over all ranks."""
-    train_embedding: bool = False
-    """Train an embedding of the draft's own, which starts as the target's: 16 bytes a weight more, over all ranks, and
-    another matrix of the target's vocabulary to load where the draft is served."""
+    """Decoder layers of the target whose outputs the draft reads, counted from 0. Not given: those that the algorithm's
+    authors read."""
 
 
 @dataclass
@@ -109,58 +128,66 @@ class Training:
     """The optimizer's steps and the ranks that make them."""
 
     ranks: Count = 1
-    """Trainer processes; each has one GPU where there are any."""
+    """Trainer processes. Each has one GPU, if the machine has any."""
+    gpu: Annotated[str, ONE_LINE] = ""
+    """Kind of the trainers' GPUs, for example `h100`, for the estimates of `specbatch plan` and the memory check."""
     gpu_memory: Bytes | None = None
-    """Memory of a trainer's GPU, as `80GiB` or in bytes: what the training needs is compared with it before anything is
-    started; not at all if not given."""
+    """Memory of a trainer's GPU, for example `80GiB`, which is compared with the needs of training before anything
+    is started. If not given, that of `training.gpu`."""
     threads: Count | None = None
-    """CPU threads of a rank; torch's own choice if not given."""
+    """CPU threads of a rank. If not given, torch chooses."""
     tokens_per_pack: Count = 4096
-    """Most tokens of a pack; at least `data.max_tokens`."""
+    """Most tokens of a pack; not less than `data.max_tokens`."""
     context_parallel: Count = 1
-    """Ranks that train each pack together, for samples that one has no memory for: the first unrolled step's keys and
-    values cross them, and nothing else. In host memory each rank still has room for whole packs."""
+    """Ranks that train each pack together, for samples that are too long for one GPU. They exchange the keys and values
+    of the first unrolled step, and nothing else. Each still needs host memory for whole packs."""
     columns_at_once: Count | None = None
-    """Live columns, the positions of a pack that enter the loss, whose activations are held at once; 512 on a CPU and
-    2048 on a GPU if not given. The result does not depend on it, but for rounding."""
+    """Live columns (positions that enter the loss) whose activations are in memory at the same time. Not given: 512 on
+    a CPU, 256 slots there for block drafts, and 2048 on a GPU. The result does not depend on it, except for
+    rounding."""
     recompute: Literal["none", "all_but_attention", "all"] = "none"
-    """What of the unrolled steps is computed again in the backward pass instead of being kept for it; less memory at
-    the price of time, a quarter more at most."""
+    """Which activations of the unrolled steps are computed again in the backward pass instead of being kept. It saves
+    memory and costs up to a quarter more time."""
     packs_per_step: Count = 8
     """Packs of an optimizer step, over all ranks."""
     epochs: Count = 1
     """Passes over the corpus."""
     max_steps: Count | None = None
-    """End after so many steps, before the plan does."""
+    """Steps after which the training ends, if the plan has more."""
     learning_rate: Annotated[float, above(0)] = 1e-4
     """Highest learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up; wsd (arXiv:2404.06395): linearly, and only at the end."""
+    """How the learning rate falls after the warm-up. wsd (arXiv:2404.06395): linearly, at the end only."""
     decay_share: Annotated[float, above(0), at_most(1)] = 0.1
-    """Share of all steps, at the end, over which wsd falls."""
+    """Share of all steps, at the end, over which the schedule wsd falls."""
     warmup_steps: Natural = 50
     """Steps over which the learning rate rises."""
     min_learning_rate: Share = 0.0
-    """What it falls to, as a share of `learning_rate`."""
+    """Lowest learning rate at the end, as a share of `learning_rate`."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
-    """AdamW's, on matrices only."""
+    """Weight decay of AdamW, on matrices only."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """AdamW's."""
+    """Betas of AdamW."""
     max_grad_norm: Annotated[float, above(0)] = 0.5
-    """Gradients are scaled down to this norm."""
+    """Norm to which larger gradients are scaled down."""
     not_finite: Literal["stop", "skip"] = "stop"
-    """What a loss or a gradient does that is NaN or infinite: stop the run, naming the samples, or skip the step's
-    update, which costs one more message between ranks at each step."""
+    """What to do when a loss or a gradient is NaN or infinite: stop the run and name the samples, or skip the update of
+    this step, which costs one more message between ranks in each step."""
     evaluate_interval_steps: Count | None = None
-    """Steps between two evaluations on packs of `data.heldout`, which the engines compute first; not given: none."""
+    """Steps between two evaluations on packs of `data.heldout`, which the engines compute first. Not given: no
+    evaluations."""
     evaluate_packs: Count = 16
-    """How many, at most; each rank keeps its share in host memory, and all fit into the store with the first step."""
+    """Most packs of an evaluation. Each rank keeps its share in host memory, and all must fit into the store
+    together with the first step."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What the draft computes in; its weights, gradients and optimizer states are float32 in any case."""
+    """Data type that the draft computes in. Its weights, gradients and optimizer states are always float32."""
+    metrics: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Trackers that show the steps, besides `metrics.jsonl`. Weights & Biases stays offline unless WANDB_MODE says
+    otherwise, and `specbatch status` names the command that sends the run."""
     prefetch_steps: Count = 2
     """Steps whose packs are fetched ahead."""
     max_restarts: Natural = 3
-    """How often the ranks may be restarted without a step of progress."""
+    """How many times in a row the ranks may be restarted without a newly trained step."""
 
 
 @dataclass
@@ -171,20 +198,28 @@ class Inference:
     """SGLang instances."""
     tensor_parallel: Count = 1
     """GPUs that one engine is spread over."""
+    nodes_per_engine: Count | None = None
+    """Nodes of a Slurm job that one engine is spread over, with an even share of its GPUs on each. Not given: as many
+    as `tensor_parallel` GPUs need. On CPUs its ranks are shared in the same way."""
+    gpu: Annotated[str, ONE_LINE] = ""
+    """Kind of the engines' GPUs, for example `h100`: for the estimates of `specbatch plan`, and `specbatch submit` asks
+    SGLang whether it would start on it."""
     threads: Count | None = None
-    """CPU threads of an engine on a machine without GPU; torch's own choice if not given."""
-    packs_in_flight: Count = 2
-    """Packs that an engine works on at once."""
+    """CPU threads of an engine on a machine without GPU. If not given, torch chooses."""
+    packs_in_flight: Count | None = None
+    """Packs that an engine works on at the same time; as many as its speed needs if not given."""
     deterministic: bool = False
-    """What is captured depends on the pack alone, to the last bit: no chunked prefill."""
+    """Make hidden states depend only on the pack, to the last bit: without chunked prefill and, on GPUs, with SGLang's
+    deterministic inference, whose kernels are slower."""
     heartbeat_s: Seconds = 5.0
-    """Seconds between signs of life; an engine silent for four times as long loses its claims."""
-    start_timeout_s: Seconds = 900.0
-    """Seconds that an engine may take to load the target."""
+    """Seconds between two heartbeats. An engine that is silent for four times as long loses its claims."""
+    start_timeout_s: Seconds | None = None
+    """Seconds that an engine may take to load the target. Not given: 900, and one more for each 256 MiB of its
+    weights."""
     max_restarts: Natural = 3
-    """How often an engine may be restarted without having computed a pack."""
+    """How many times in a row an engine may be restarted without having computed a pack."""
     sglang: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of SGLang, by SGLang's names."""
+    """Further arguments of SGLang, under SGLang's names."""
 
 
 @dataclass
@@ -192,25 +227,37 @@ class Store:
     """Mooncake, which carries the hidden states."""
 
     protocol: Literal["tcp", "rdma"] = "tcp"
-    """How they travel."""
+    """Protocol of the transfer."""
     devices: str = ""
-    """RDMA devices, as Mooncake names them: `mlx5_0,mlx5_1`. Required for rdma."""
+    """RDMA devices, as `ibv_devices` names them: `mlx5_0,mlx5_1`. Required for rdma."""
     bytes_per_rank: Annotated[Bytes, at_least(_SMALLEST_SEGMENT)] = _FOUR_GIB
-    """Host memory that each trainer rank lends the store, as `4GiB` or in bytes."""
+    """Host memory that each trainer rank lends to the store."""
 
 
 @dataclass
 class Snapshot:
-    """Checkpoints from which a run goes on."""
+    """Checkpoints from which a run continues."""
 
     interval: Interval = _AUTO
-    """Between two snapshots: steps, as 100; a time, as 10min; auto: what costs least, by what a snapshot takes and
-    how often the run failed. Where it is no number of steps, an evaluation that finds the best draft is kept, too."""
+    """Interval between two snapshots: steps, such as 100; a time, such as 10min; or auto, the interval that costs
+    least, given how long a snapshot takes and how often the run failed. Unless it is a number of steps, the draft that
+    an evaluation finds best is kept as well."""
     record: Natural = 0
-    """How many steps are kept as they were trained, with all hidden states, for `specbatch replay`; 0: none."""
+    """How many of the last steps are recorded as they were trained, with all hidden states, for `specbatch replay`."""
     keep: Annotated[int, at_least(2)] = 2
-    """How many are kept, and the one that evaluations found best; the one before the last is the way back from a
-    damaged disk."""
+    """How many of the last snapshots are kept, in addition to the one that evaluations found best. The second last is
+    used if the last is damaged."""
+
+
+@dataclass
+class Sweep:
+    """Acceptance and speed over several settings, measured with the rest if any of them is given."""
+
+    batch_sizes: list[Count] = field(default_factory=list)
+    """Numbers of requests that are decoded at once, such as [1, 8, 64]; `evaluate.batch_size` if empty."""
+    draft_tokens: list[Count] = field(default_factory=list)
+    """Numbers of tokens that the draft proposes at a time, such as [1, 3, 5], each in a separate engine;
+    `evaluate.draft_tokens` if empty."""
 
 
 @dataclass
@@ -218,43 +265,54 @@ class Evaluate:
     """The measurement at the end: real speculative decoding on held-out prompts."""
 
     prompts: Natural = 40
-    """How many; 0: none."""
+    """How many held-out prompts are decoded; 0: no measurement."""
     max_new_tokens: Count = 64
-    """Longest answer."""
+    """Tokens of the longest answer."""
     draft_tokens: Count = 3
-    """Tokens that the draft proposes before the target verifies them."""
+    """Tokens that the draft proposes at a time, before the target verifies them."""
     batch_size: Count = 16
-    """Prompts decoded at once."""
+    """Prompts that are decoded at the same time."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What target and draft compute in; auto: as `target.dtype`, and float32 on a CPU."""
+    """Data type that target and draft compute in. auto: `target.dtype`, but float32 on a CPU."""
+    sets: dict[str, str] = field(default_factory=dict)
+    """Additional benchmarks, `evaluate.prompts` prompts of each: files of MT-Bench, GSM8K or HumanEval in their
+    published JSONL form, by names of your choice: `{gsm8k: test.jsonl}`."""
+    sweep: Sweep = field(default_factory=Sweep)
+    """Settings that are compared."""
 
 
 @dataclass
 class SlurmComponent:
-    """What one component of the job asks for, and how its programs are started on its nodes."""
+    """What one component of the job requests, and how its programs are started on its nodes."""
 
     partition: Annotated[str, ONE_LINE] = ""
-    """Its partition; `slurm.partition` if empty."""
+    """Partition of the component; `slurm.partition` if empty."""
     nodes: Count = 1
-    """Its nodes; components never share one."""
+    """Number of nodes. Components never share a node."""
     gpus_per_node: Natural = 0
     """GPUs of each node."""
     cpus_per_task: Count | None = None
-    """CPUs of each of its tasks: the head, an engine, or all trainer ranks of a node."""
+    """CPUs of each task: the head, an engine, or all trainer ranks of a node. If not given, tasks with GPUs get an even
+    share of the node."""
+    devices: Annotated[str, ONE_LINE] = ""
+    """RDMA devices of these nodes, if their names differ from `store.devices`."""
     mem: Annotated[str, ONE_LINE] = ""
-    """Memory of each node, as Slurm writes it: `64G`; `0`: all of it. The partition's default if empty."""
+    """Memory of each node, in Slurm's format: `64G`, or `0` for all of it. If empty, the partition's default."""
     constraint: Annotated[str, ONE_LINE] = ""
-    """Features that its nodes must have."""
+    """Features that the nodes must have."""
     setup: list[Annotated[str, ONE_LINE]] = field(default_factory=list)
-    """Lines of bash before its program, on each of its nodes: modules to load, variables to set."""
+    """Lines of bash that run before the program on each node: modules to load, variables to set. The check of the node
+    before the components start runs them as well."""
     launch: Annotated[str, ONE_LINE] = ""
-    """Words of bash before its program's name: a container, as `apptainer exec --nv engine.sif`."""
+    """Command prefix in bash for the program: a container, such as `apptainer exec --nv engine.sif`, that passes on the
+    environment and mounts run directory, target and data under their own names."""
     python: Annotated[str, ONE_LINE] = ""
-    """Its Python, with specbatch in it; the one that submits if empty."""
+    """Python interpreter with specbatch installed; if empty, the one that submits. Required with `launch`: the
+    container's own."""
     srun: list[Annotated[str, ONE_LINE]] = field(default_factory=list)
-    """Further options of its srun: `--container-image=...`."""
+    """Further options of srun: `--container-image=...`."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Its further directives, by sbatch's names; null takes one away."""
+    """Further directives of this component, under sbatch's names; `null` removes one."""
 
 
 @dataclass
@@ -262,42 +320,66 @@ class Slurm:
     """The job: one heterogeneous job of head, inference and training."""
 
     profile: Annotated[str, ONE_LINE] = ""
-    """What is particular to a cluster: the name of a file in `slurm/profiles`, or a path. What the configuration says
-    comes first."""
+    """Site profile: the name of a file in `slurm/profiles`, or a path. Values in the configuration take precedence."""
     layout: Literal["het", "single"] = "het"
-    """One heterogeneous job, or one homogeneous allocation for sites that allow no heterogeneous jobs."""
+    """One heterogeneous job, or a single homogeneous allocation for sites that allow no heterogeneous jobs."""
     head_on: Literal["own", "training"] = "own"
-    """Whether the head has a node of its own, or runs on the first training node: for sites without CPU nodes."""
-    recovery: Literal["chain", "requeue"] = "chain"
-    """Who brings a run back: a successor that Slurm starts when the job ends early, or the job itself, requeued."""
+    """Whether the head has a node of its own or, for sites without CPU nodes, runs on the first training node."""
+    recovery: Literal["chain", "requeue", "none"] = "chain"
+    """How a run continues after its job ended early: by a successor job that is queued from the start (chain), by the
+    same job, requeued, or by you, with `specbatch resume` (none), for queues in which jobs may not submit others."""
     account: Annotated[str, ONE_LINE] = ""
-    """The account that pays; your default one if empty."""
+    """Account that is charged; your default one if empty."""
     partition: Annotated[str, ONE_LINE] = ""
-    """Of all components that name none; the cluster's default if empty."""
+    """Partition of components that name none; the cluster's default if empty."""
     qos: Annotated[str, ONE_LINE] = ""
-    """Quality of service; the default one if empty."""
+    """Quality of service (QOS); the default one if empty."""
     time: Annotated[str, ONE_LINE] = "12:00:00"
-    """Time limit of one attempt, as Slurm writes it."""
+    """Time limit of one job, in Slurm's format. A run may take several jobs."""
     signal_s: Count = 120
-    """Seconds before the time limit at which the run is asked to stop with a snapshot. Slurm may be a minute early."""
+    """Seconds before the time limit at which the run starts to stop with a snapshot. Slurm may be a minute early."""
     gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
-    """How GPUs are asked for: `--gpus-per-node`, `--gres=gpu:`, or not at all, where nodes are whole."""
+    """How GPUs are requested: `--gpus-per-node`, `--gres=gpu:`, or not at all, if nodes are allocated as a whole."""
+    whole_nodes: bool = False
+    """Whether whole nodes are charged, whatever is requested, so that engines of `specbatch scale` fill their nodes."""
+    cpus_per_gpu: Count | None = None
+    """CPUs of a task for each of its GPUs, for components without `cpus_per_task`. If not given, what the partition's
+    nodes have for each GPU."""
+    stage_target: Annotated[str, ONE_LINE] = ""
+    """Directory of the engines' nodes into which the target is copied once a node, before its engines start: a local
+    disk, as `$TMPDIR`, or `/dev/shm`, which takes memory of the job. If empty, each engine reads `target.path`."""
+    gpu_tflops: Annotated[float, above(0)] | None = None
+    """TFLOP/s of one of the cluster's GPUs in dense bfloat16, for `specbatch plan`. Meant for profiles."""
+    charge: Annotated[float, above(0)] = 1.0
+    """Charge of the site for an hour of a node, in its own unit. Meant for profiles."""
     interface: Annotated[str, ONE_LINE] = ""
-    """Network interface whose address the components use, as `hsn0`; that of the node's name if empty."""
+    """Network interface whose address the components use, for example `hsn0`; if empty, that of the node's name. NCCL
+    and gloo use it, too, unless NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME are set."""
+    ports: Annotated[str, ONE_LINE] = ""
+    """Range of ports that components listen on, for example `20000-20999`, for sites that open only some between nodes;
+    any if empty. gloo and NCCL choose their own."""
     required: list[str] = field(default_factory=list)
-    """Fields that must not be empty, as `slurm.account`: for profiles."""
+    """Fields that must not be empty, for example `slurm.account`. Meant for profiles."""
     forbidden: dict[str, Any] = field(default_factory=dict)
-    """Directives that the site does not take, by sbatch's names, and why: for profiles."""
-    shared_dirs: list[Place] = field(default_factory=list)
-    """Directories that all nodes share, though on this host they look like its own: `/tmp` where it is none."""
+    """Directives that the site refuses, under sbatch's names, and why. `{qos: {debug: why}}` forbids one value. Meant
+    for profiles."""
+    shared_dirs: list[PathText] = field(default_factory=list)
+    """Directories that all nodes share although they look local on this host, for example `/tmp` if it is shared."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Further directives of every component, by sbatch's names; null takes one away."""
+    """Further directives of every component, under sbatch's names; `null` removes one."""
     head: SlurmComponent = field(default_factory=SlurmComponent)
-    """Mooncake's master and the dispatcher: no GPU, little memory."""
+    """The head: Mooncake's master and the dispatcher. It needs no GPU and little memory."""
     inference: SlurmComponent = field(default_factory=SlurmComponent)
     """The engines."""
     training: SlurmComponent = field(default_factory=SlurmComponent)
     """The trainer ranks."""
+
+
+def _usual_draft() -> Draft:
+    """Return the ``draft`` section of the default algorithm."""
+    from specbatch.config.algorithms import default_algorithm, draft_section
+
+    return draft_section(default_algorithm())()
 
 
 @dataclass
@@ -307,7 +389,7 @@ class Config:
     run: Run
     target: Target
     data: Data
-    draft: Draft = field(default_factory=Draft)
+    draft: Draft = field(default_factory=_usual_draft)
     training: Training = field(default_factory=Training)
     inference: Inference = field(default_factory=Inference)
     store: Store = field(default_factory=Store)

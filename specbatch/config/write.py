@@ -1,4 +1,4 @@
-"""Values as YAML that any reader, of YAML 1.1 or 1.2, takes for what they are."""
+"""Writes values as YAML that has the same meaning in YAML 1.1 and 1.2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from specbatch.config.rules import Bytes, Interval
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML that quotes a text which some reader could take for a number, a date or a truth value."""
+    """PyYAML's dumper, which quotes texts that a reader could interpret as a number, a date or a boolean."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -31,7 +31,7 @@ _Dumper.add_representer(Bytes, lambda dumper, value: dumper.represent_scalar("ta
 
 
 def to_yaml(value: Any) -> str:
-    """A value as YAML in block style; short lists of numbers in one line."""
+    """Format a value as YAML in block style."""
     return yaml.dump(_lists(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
 
 

@@ -1,6 +1,6 @@
-"""A row as its author wrote it becomes a conversation that a chat template can render, or says why not.
+"""Converts a row of the data to a conversation that a chat template can render, or gives the reason why not.
 
-Nothing is guessed: a role that the table below does not know, or content that is not text, rejects the row.
+Nothing is guessed: a row with a role that is not in the table below, or with content that is not text, is rejected.
 """
 
 from __future__ import annotations
@@ -15,26 +15,31 @@ ROLES = {
     "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"),
     "tool": ("tool", "function", "observation", "ipython", "tool_response", "function_response"),
 }
-"""What roles are called in the data, in any case, and what the chat template is given for them."""
+"""Names of roles in the data, in upper or lower case, by the name that the chat template gets."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold the reasoning before the answer."""
 
 _ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 
 
 class Rejected(Exception):
-    """A row, or one turn of it, that gives no sample."""
+    """A row, or one of its turns, gives no sample."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
-        """What is counted together, and what is told of the first one only."""
+        """The reason under which rows are counted, and the detail, which is shown for the first such row only."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a chat template is given: roles are those of `ROLES`, content is text."""
+    """The input of a chat template: roles are those of `ROLES`, content is text."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+    """Template variables of this conversation, in addition to ``data.template_variables``."""
 
     @property
     def assistant_turns(self) -> list[int]:
@@ -42,8 +47,18 @@ class Conversation:
         return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     @property
+    def token_ids(self) -> bool:
+        """Whether any answer has the tokens that the target wrote, next to its text."""
+        return any("token_ids" in message for message in self.messages)
+
+    def learnt(self, turn: int) -> bool:
+        """Return whether a message of the assistant is learnt; ``weight: 0`` and ``train: false`` exclude it."""
+        message = self.messages[turn]
+        return message.get("weight") != 0 and message.get("train") is not False
+
+    @property
     def unfinished(self) -> bool:
-        """Whether the last message is an answer that a limit cut off, as `specbatch regenerate` may keep them."""
+        """Whether the last message is an answer that a limit cut off, which `specbatch regenerate` may keep."""
         return self.messages[-1]["role"] == "assistant" and self.messages[-1].get("finish_reason") == "length"
 
 
@@ -55,15 +70,15 @@ class PlainText:
 
 
 def decode_line(line: bytes) -> Any:
-    """The JSON of a line.
+    """Return the JSON value of a line.
 
     Raises:
-        Rejected: for a blank line, and for what is not strict JSON in UTF-8.
+        Rejected: the line is blank, or not JSON in UTF-8; Python's NaN and Infinity are accepted.
     """
     if not line.strip():
         raise Rejected("blank line")
     try:
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Rejected("not UTF-8", f"byte {error.start + 1} of the line: {error.reason}") from error
     except RecursionError as error:
@@ -77,13 +92,13 @@ def _refuse_constant(name: str) -> None:
 
 
 def read_row(row: Any, form: str) -> Conversation | PlainText:
-    """What a row holds.
+    """Return the content of a row.
 
     Args:
         form: ``data.format``.
 
     Raises:
-        Rejected: if it is none of the known forms.
+        Rejected: it has none of the known forms.
     """
     if not isinstance(row, dict):
         raise Rejected("not an object", f"a row must be a JSON object, this is of type {type(row).__name__}")
@@ -106,11 +121,14 @@ def read_row(row: Any, form: str) -> Conversation | PlainText:
     system = row.get("system")
     if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    return Conversation(messages, _tools(row.get("tools")))
+    variables = row.get("chat_template_kwargs") or {}
+    if not isinstance(variables, dict):
+        raise Rejected("malformed", f"chat_template_kwargs is of type {type(variables).__name__}, not an object")
+    return Conversation(messages, _tools(row.get("tools")), variables)
 
 
 def _message(message: Any, number: int) -> dict[str, Any]:
-    """One message with the role and the content that templates expect; other keys stay, nulls go."""
+    """Return a message with the role and content that templates expect. Other keys are kept; nulls are removed."""
     if not isinstance(message, dict):
         raise Rejected("malformed", f"message {number} is of type {type(message).__name__}, not an object")
     rest = {k: v for k, v in message.items() if v is not None and k not in ("role", "from", "content", "value")}
@@ -126,16 +144,22 @@ def _message(message: Any, number: int) -> dict[str, Any]:
         rest["tool_calls"] = _tool_calls(calls, number)
         if not rest["tool_calls"]:
             del rest["tool_calls"]
+    if "token_ids" in rest and (role != "assistant" or not _are_ids(rest["token_ids"])):
+        raise Rejected("malformed", f"token_ids of message {number} are not a list of tokens that the assistant wrote")
     if "reasoning_content" in rest and not isinstance(rest["reasoning_content"], str):
         raise Rejected("malformed", f"reasoning_content of message {number} is not text")
     content = message.get("content", message.get("value"))
-    if content is None and not rest.keys() & {"tool_calls", "reasoning_content"}:
+    if content is None and not rest.keys() & {"tool_calls", *REASONING}:
         raise Rejected("malformed", f"message {number} has no content")
     return {"role": role, "content": _text(content, number), **rest}
 
 
+def _are_ids(ids: Any) -> bool:
+    return isinstance(ids, list) and bool(ids) and all(type(token) is int for token in ids)
+
+
 def _text(content: Any, number: int) -> str:
-    """Content as text. Parts are joined as SGLang joins them for templates that want text; null is empty."""
+    """Return content as text; null is empty text. Parts are joined, as templates that accept parts do."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -149,11 +173,11 @@ def _text(content: Any, number: int) -> str:
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise Rejected("content that is not text", f"message {number} has a part of type {kind}")
         texts.append(text)
-    return " ".join(texts)
+    return "".join(texts)
 
 
 def _tool_calls(calls: Any, number: int) -> list[dict[str, Any]]:
-    """Tool calls with their arguments as an object, which is what engines give to templates."""
+    """Return tool calls with their arguments as objects, as engines pass them to templates."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise Rejected("malformed", f"tool_calls of message {number} is not a list of objects")
     result = []
@@ -168,7 +192,7 @@ def _tool_calls(calls: Any, number: int) -> list[dict[str, Any]]:
             except ValueError as error:
                 raise Rejected("malformed", f"arguments of a tool call of message {number}: {error}") from error
         if not isinstance(arguments, dict):
-            raise Rejected("malformed", f"arguments of a tool call of message {number} are no JSON object")
+            raise Rejected("malformed", f"arguments of a tool call of message {number} are not a JSON object")
         function = {**function, "arguments": arguments}
         result.append(
             {**call, "function": function} if "function" in call else {"type": "function", "function": function}
@@ -177,7 +201,7 @@ def _tool_calls(calls: Any, number: int) -> list[dict[str, Any]]:
 
 
 def _tools(tools: Any) -> list[dict[str, Any]] | None:
-    """The row's tools, which some data sets keep as JSON in a string."""
+    """Return the row's tools, which some data sets store as JSON text."""
     if isinstance(tools, str):
         try:
             tools = json.loads(tools or "null")

@@ -1,9 +1,10 @@
-"""Rows to samples by several processes, in the order of the rows, with the same result for any number of them."""
+"""Converts rows to samples in several processes, in the order of rows, with the same result for any number of them."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -13,18 +14,19 @@ from itertools import islice
 from typing import Any
 
 from specbatch.config import Config
+from specbatch.config.algorithms import algorithm_class
+from specbatch.corpus.files import Row
 from specbatch.corpus.samples import Converted, Converter
-from specbatch.corpus.sources import Row
 from specbatch.corpus.tokenizer import end_ids, load_tokenizer
 from specbatch.errors import RunError
 
-BATCH = 64
-"""Rows that a process is given at once."""
+BATCH, BATCH_BYTES = 64, 1 << 20
+"""Most rows that are sent to a process at once, and bytes that are enough."""
 ROWS_WORTH_A_PROCESS = 4000
-"""Below so many rows for each, starting another process costs more than it saves."""
+"""Rows for each process below which another process costs more than it saves."""
 
 _converter: Converter | None = None
-"""The one of a process of the pool."""
+"""The converter of a process in the pool."""
 
 
 def convert_rows(
@@ -36,54 +38,73 @@ def convert_rows(
     prompts: bool,
     workers: int | None = None,
 ) -> Iterator[list[Converted]]:
-    """Convert rows in their order, a batch at a time.
+    """Convert rows in order, a batch at a time.
 
     Args:
-        tokenizer: the target's; other processes load their own.
-        total: how many rows there are.
-        prompts: keep the prompts too.
-        workers: exactly so many processes besides this one; from the configuration and ``total`` if not given.
+        tokenizer: the target's tokenizer; other processes load their own.
+        total: number of rows, in units of rows of usual length.
+        prompts: whether to keep the prompts, too.
+        workers: processes besides this one. Default: by the configuration and ``total``.
 
     Raises:
-        RunError: if one of the processes was killed.
+        RunError: one of the processes was killed.
     """
     if workers is None:
         allowed = config.data.workers or len(os.sched_getaffinity(0))
         workers = min(allowed, total // ROWS_WORTH_A_PROCESS)
-    batches = iter(lambda: list(islice(rows, BATCH)), [])
     if workers < 2:
-        converter = Converter(tokenizer, end_ids(config), config.data, prompts)
-        for batch in batches:
-            yield [converter.convert(place, row) for place, row in batch]
+        converter = new_converter(config, tokenizer, prompts=prompts)
+        for batch in iter(lambda: list(islice(rows, BATCH)), []):
+            yield converter.convert_all(batch)
         return
     context = multiprocessing.get_context("forkserver")
-    # The libraries take seconds to import: once, not once a process.
+    # Importing the libraries takes seconds, so it is done once for all processes.
     context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
     pool = ProcessPoolExecutor(workers, context, _start, (config, prompts))
     waiting: deque[Future[list[Converted]]] = deque()
     try:
-        for batch in batches:
-            waiting.append(pool.submit(_convert, batch))
+        for sent in _batches(rows):
+            waiting.append(pool.submit(_convert, sent))
             if len(waiting) >= 4 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise RunError(
-            "a process that prepares data was killed, most likely for want of memory: "
+            "a process that prepares data was killed, most likely since memory ran out: "
             f"try fewer than {workers} data.workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def new_converter(config: Config, tokenizer: Any, *, prompts: bool) -> Converter:
+    """Return a converter for the configuration."""
+    teaches = algorithm_class(config.draft.algorithm).teaches
+    return Converter(tokenizer, end_ids(config), config.data, prompts, teaches)
+
+
 def _start(config: Config, prompts: bool) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it as well, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it, too, and ends this one
     global _converter
-    _converter = Converter(load_tokenizer(config), end_ids(config), config.data, prompts)
+    _converter = new_converter(config, load_tokenizer(config), prompts=prompts)
 
 
-def _convert(batch: list[tuple[str, Row]]) -> list[Converted]:
+def _batches(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Yield batches of rows for a process, small enough to take little memory."""
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for place, row in rows:
+        batch.append((place, pickle.dumps(row, pickle.HIGHEST_PROTOCOL)))
+        size += len(batch[-1][1])
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _convert(batch: list[tuple[str, bytes]]) -> list[Converted]:
     assert _converter is not None
-    return [_converter.convert(place, row) for place, row in batch]
+    return _converter.convert_all([(place, pickle.loads(row)) for place, row in batch])

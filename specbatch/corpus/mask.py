@@ -1,197 +1,367 @@
-"""Which characters of a rendered conversation the assistant wrote, proved for every conversation.
+"""Determines which characters of a rendered conversation the assistant wrote, with a proof for every conversation.
 
-The proof is by replacement: the conversation is rendered again with a word that occurs nowhere else in place of
-an answer. Only what lies between the two renderings' common beginning and end can be the answer. A second
-rendering, with words in place of all messages, shows the text between messages as the template alone writes it;
-the header that asks the assistant to speak and the token that ends a turn are looked for there and nowhere else,
-so that what a user writes can't be taken for either. Where any of this does not fit, the conversation is
-rejected.
+The proof is by replacement. The conversation is rendered a second time with unique words in every message
+(`specbatch.corpus.words`). Text between the words of two messages comes from the template alone: the header that asks
+the assistant to speak and the token that ends a turn are looked for only there, so text of a user can't be mistaken for
+them. And only text between the parts that both renderings share can be an answer. If any of this fails, the
+conversation is rejected.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import pairwise
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Any
 
 from specbatch.corpus.conversation import Conversation, Rejected
-from specbatch.corpus.template import Span, Template
+from specbatch.corpus.encoder import Span
+from specbatch.corpus.template import REFUSED, Template
+from specbatch.corpus.words import Shown, Words, firsts, left_out
+
+_UNPROVED = "mask not provable"
+_NOT_ONCE = "the chat template does not show it exactly once"
 
 
-def answer_spans(
-    template: Template, conversation: Conversation, turns: Literal["assistant", "last"]
-) -> tuple[str, list[Span]]:
-    """The conversation as text, and the spans of characters that are loss.
+@dataclass(frozen=True)
+class Answers:
+    """The parts of a rendered conversation that the assistant wrote."""
 
-    Each span begins where the model begins to write, after the generation prompt, and ends with the token that
+    text: str
+    spans: dict[int, list[Span]]
+    """The characters that are loss, by the message that they belong to, in order."""
+    left_out: dict[int, list[str]]
+    """Parts of each message that the template does not show, with the same wording for all of a kind."""
+
+    @property
+    def all(self) -> list[Span]:
+        """The spans of all messages, in order."""
+        return [span for spans in self.spans.values() for span in spans]
+
+
+def answers(template: Template, conversation: Conversation, text: str, turns: Iterable[int]) -> Answers:
+    """Find the parts of a conversation's text that the assistant wrote.
+
+    Each turn begins where the model begins to write, after the generation prompt, and ends with the token that
     ends its turn, if the template writes one.
 
     Args:
-        turns: all of the assistant's, or the last of them.
+        text: the conversation as the template renders it.
+        turns: the messages of the assistant to look for.
 
     Raises:
-        Rejected: if the template refuses the conversation, or nothing can be proved.
+        Rejected: nothing can be proved.
     """
-    answers = conversation.assistant_turns
-    if not answers:
-        raise Rejected("no assistant turn")
-    chosen = answers if turns == "assistant" else answers[-1:]
-    text = template.render(conversation)
+    problem = Rejected(_UNPROVED)
+    # A template may inspect the beginning of a user's message; then replacing the message works where surrounding it
+    # with words does not.
+    for around in (True, False):
+        try:
+            return _Proof(template, conversation, text, around).answers(sorted(turns))
+        except Rejected as error:
+            problem = problem if problem.detail else error
+    if problem.reason.startswith(REFUSED):
+        raise Rejected(_UNPROVED, f"with other words in it the conversation is {problem.reason}")
+    raise problem
+
+
+def encodable(text: str) -> None:
+    """Raise `Rejected` for text that can't be encoded in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise Rejected("lone surrogate", f"U+{ord(text[error.start]):04X} is half a character") from error
-    skeleton = _Skeleton(template, conversation, text)
-    if template.has_markers(conversation.tools):
-        spans = _marked(template, conversation, skeleton, text, chosen if turns == "last" else None)
-    else:
-        spans = [_span(template, conversation, skeleton, text, turn) for turn in chosen]
-    if any(a[1] > b[0] for a, b in pairwise(spans)):
-        raise Rejected("mask not provable", "answers overlap in what the chat template renders")
-    if conversation.unfinished:
-        spans[-1] = _without_end(template, text, spans[-1])
-    return text, spans
 
 
-def _without_end(template: Template, text: str, span: Span) -> Span:
-    """The span without the token that ends its turn: the template has written it, the target had not come to it."""
-    answer = text[span[0] : span[1]].rstrip()
-    token = max((token for token in template.ends if answer.endswith(token)), key=len, default=None)
-    return span if token is None else (span[0], span[0] + len(answer) - len(token))
+def _unproved(turn: int, why: str) -> Rejected:
+    return Rejected(_UNPROVED, f"message {turn + 1}: {why}")
 
 
-class _Skeleton:
-    """The conversation with a word in place of every message: what is left, the template wrote."""
+@dataclass(frozen=True)
+class _Place:
+    """Place of a message of the assistant in the rendering with words."""
 
-    def __init__(self, template: Template, conversation: Conversation, text: str) -> None:
-        self.stem = "zq"
-        while self.stem in text:
-            self.stem += "x"
-        words = [self.word(i) for i in range(len(conversation.messages))]
-        messages = [
-            _stand_in(template, conversation, i, word)
-            for i, (_, word) in enumerate(zip(conversation.messages, words, strict=True))
-        ]
-        self.conversation = replace(conversation, messages=messages)
-        self.text = template.render(self.conversation)
-        self.place = {i: self.text.find(word) for i, word in enumerate(words) if self.text.count(word) == 1}
-        """Where each message is shown; those that the template leaves out or repeats are not in it."""
-        self._order = sorted(self.place.values())
-
-    def word(self, i: int) -> str:
-        return f"{self.stem}{i:05d}{self.stem[::-1]}"
-
-    def around(self, i: int) -> tuple[str, str]:
-        """What the template writes between message i and its neighbours on both sides."""
-        if i not in self.place:
-            raise Rejected("mask not provable", f"the chat template does not show message {i + 1} exactly once")
-        width, here, at = len(self.word(0)), self.place[i], self._order.index(self.place[i])
-        before = self._order[at - 1] + width if at else 0
-        after = self._order[at + 1] if at + 1 < len(self._order) else len(self.text)
-        return self.text[before:here], self.text[here + width : after]
+    start: int
+    end: int
+    """Range from its first word to the end of its last."""
+    before: str
+    """Text of the template between the words of the previous message and its own."""
+    after: str
+    """Text of the template between its words and those of the next message."""
+    first: bool
+    """Whether no other words come before it."""
+    text_last: bool
+    """Whether its last word is in its text rather than in its reasoning or in a tool call."""
 
 
-def _stand_in(template: Template, conversation: Conversation, i: int, word: str) -> dict[str, Any]:
-    """Message i with a word for what it says. A message that calls tools goes on calling them."""
-    message = conversation.messages[i]
-    rest = {k: v for k, v in message.items() if k not in ("reasoning_content", "tool_calls")}
-    calls = message.get("tool_calls")
-    if not calls or "tool_calls" not in template.source(conversation.tools):
-        return {**rest, "content": word}
-    calls = [
-        {**call, "function": {**call["function"], "arguments": {} if number else {word: ""}}}
-        for number, call in enumerate(calls)
-    ]
-    return {**rest, "content": "", "tool_calls": calls}
-
-
-def _replaced(template: Template, conversation: Conversation, i: int, word: str) -> Conversation:
-    messages = list(conversation.messages)
-    messages[i] = _stand_in(template, conversation, i, word)
-    return replace(conversation, messages=messages)
-
-
-def _span(template: Template, conversation: Conversation, skeleton: _Skeleton, text: str, turn: int) -> Span:
-    """Where the assistant's message ``turn`` stands in ``text``."""
-
-    def unproved(why: str) -> Rejected:
-        return Rejected("mask not provable", f"message {turn + 1}: {why}")
-
-    before, after = skeleton.around(turn)
-    word = skeleton.word(turn)
-    other = _replaced(template, conversation, turn, word)
-    text2 = template.render(other)
-    if text2.count(word) != 1:
-        raise unproved("the chat template shows it more than once, or not at all")
-    head, _, tail = text2.partition(word)
-    if not head.endswith(before) or not tail.startswith(after):
-        raise unproved("what the chat template writes around it depends on the other messages")
-    start, prompted = _start(template, other, turn, head, before)
-    ending = template.end_of_turn(after)
-    if ending is None and "tool_calls" in other.messages[turn]:
-        raise unproved("no token ends the turn after its tool calls")
-    rest = tail[ending or 0 :]
-    end = len(text) - len(rest)
-    if start > end or text[:start] != head[:start] or text[end:] != rest:
-        raise unproved("the chat template writes other messages differently because of it")
-    if ending is not None and not text[start:end].endswith(tuple(template.ends)):
-        raise unproved("its turn does not end with a token that ends turns")
-    return start + len(prompted) if text.startswith(prompted, start) else start, end
-
-
-def _start(template: Template, other: Conversation, turn: int, head: str, before: str) -> tuple[int, str]:
-    """Where the model begins to write in ``head``, which ends where the message's text begins.
+class _Proof:
+    """The conversation with words in every message, and the conclusions from its rendering.
 
     Args:
-        before: the end of ``head`` that the template alone has written.
-
-    Returns:
-        The position, and what of the generation prompt may follow it: some templates begin the reasoning in the
-        prompt and leave it out of the history.
+        text: the conversation as it is rendered.
+        around: put words around the messages of other roles, instead of replacing these by words.
     """
-    prompt = template.generation_prompt
-    if prompt and prompt in before:
-        return len(head) - len(before) + before.rfind(prompt) + len(prompt), ""
-    if turn:
-        asked = template.render(replace(other, messages=other.messages[:turn]), prompt=True)
-        if head.startswith(asked) and len(asked) >= len(head) - len(before):
-            return len(asked), ""
-    for length in range(len(prompt) - 1, 0, -1):
-        if before.endswith(prompt[:length]) and template.first_special(prompt[:length])[0]:
-            return len(head), prompt[length:]
-    raise Rejected("mask not provable", f"message {turn + 1}: the generation prompt does not stand before it")
 
+    def __init__(self, template: Template, conversation: Conversation, text: str, around: bool) -> None:
+        self.template, self.conversation, self.text, self.around = template, conversation, text, around
+        self.words = Words(conversation, text)
+        self.with_words = self.words.in_all(around)
+        self.skeleton = template.render(self.with_words)
+        self.shown = firsts(self.words, self.skeleton)
+        self.places = self._places()
+        self._prompts: list[tuple[str, str, str]] = []
 
-def _marked(
-    template: Template, conversation: Conversation, skeleton: _Skeleton, text: str, last: list[int] | None
-) -> list[Span]:
-    """What the template's own markers enclose; of the one turn in ``last`` if given."""
-    text2, spans2 = template.render_marked(skeleton.conversation)
-    width = len(skeleton.word(0))
-    for i, place in skeleton.place.items():
-        inside = any(a <= place and place + width <= b for a, b in spans2)
-        outside = all(b <= place or place + width <= a for a, b in spans2)
-        if not (inside if conversation.messages[i]["role"] == "assistant" else outside):
-            raise Rejected(
-                "mask not provable", f"the template's generation markers cut through or misplace message {i + 1}"
+    def answers(self, turns: list[int]) -> Answers:
+        """Return the parts of the text that are the given turns.
+
+        Raises:
+            Rejected: it can't be proved.
+        """
+        shown = {item.word for item in self.shown}
+        self._have_answers(turns, shown)
+        spoken = [turn for turn in turns if turn in self.places]
+        if not spoken:
+            raise _unproved(turns[0], "the chat template shows neither its tool calls nor its reasoning")
+        regions = self._regions()
+        if self.template.has_markers(self.conversation.tools):
+            spans = self._marked(spoken, regions)
+        else:
+            spans = {turn: [self._span(turn, regions[turn])] for turn in spoken}
+        found = Answers(self.text, spans, left_out(self.words, shown, set(turns)))
+        if any(a[1] > b[0] for a, b in pairwise(found.all)):
+            raise Rejected(_UNPROVED, "answers overlap in what the chat template renders")
+        last = len(self.conversation.messages) - 1
+        if self.conversation.unfinished and spans.get(last):
+            # The template wrote an end that the target had not reached.
+            spans[last][-1] = spans[last][-1][0], max(spans[last][-1][0], regions[last][1])
+        return found
+
+    def _have_answers(self, turns: list[int], shown: set[int]) -> None:
+        """Raise `Rejected` if a message has text but the template shows neither that nor a call."""
+        has = {(word.message, word.kind, n in shown) for n, word in enumerate(self.words.all)}
+        for turn in turns:
+            if (turn, "text", False) in has and not {(turn, "text", True), (turn, "call", True)} & has:
+                raise _unproved(turn, _NOT_ONCE)
+
+    def _places(self) -> dict[int, _Place]:
+        """Return the place of each assistant message that the template shows, by its number.
+
+        Raises:
+            Rejected: a message is shown twice or mixed with others.
+        """
+        all_words, messages = self.words.all, self.conversation.messages
+        runs = [(message, list(run)) for message, run in groupby(self.shown, lambda item: all_words[item.word].message)]
+        places: dict[int, _Place] = {}
+        for at, (message, run) in enumerate(runs):
+            if messages[message]["role"] != "assistant":
+                if self.around and not _paired(run):
+                    raise _unproved(message, "the chat template shows a part of it only")
+                continue
+            if message in places or len({item.word for item in run}) < len(run):
+                raise _unproved(message, _NOT_ONCE)
+            before = self.skeleton[runs[at - 1][1][-1].end if at else 0 : run[0].start]
+            after = self.skeleton[run[-1].end : runs[at + 1][1][0].start if at + 1 < len(runs) else None]
+            places[message] = _Place(
+                run[0].start,
+                run[-1].end,
+                self.words.without(before),
+                self.words.without(after),
+                first=not at,
+                text_last=all_words[run[-1].word].kind == "text",
             )
-    marked, spans = template.render_marked(conversation)
-    if marked != text or text2 != skeleton.text or not spans:
-        raise Rejected("mask not provable", "the template's generation markers enclose nothing")
-    if last is None:
+        return places
+
+    # Where answers are in the text.
+
+    def _regions(self) -> dict[int, Span]:
+        """Return the ranges of the text that the assistant's words stand for, by message.
+
+        Raises:
+            Rejected: the text can't be divided like this.
+        """
+        order = sorted(self.places, key=lambda turn: self.places[turn].start)
+        if self.around:
+            edges = [0, *(edge for turn in order for edge in (self.places[turn].start, self.places[turn].end)), None]
+            others = [self.words.without(self.skeleton[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+            regions = _cut_out(self.text, others)
+            if regions is not None:
+                return dict(zip(order, regions, strict=True))
+        return {turn: self._alone(turn) for turn in order}
+
+    def _alone(self, turn: int) -> Span:
+        """Return the range of a message in the text, found by putting words into this message only."""
+        words, place = Words(self.conversation, self.text), self.places[turn]
+        text = self.template.render(words.in_one(turn))
+        own = firsts(words, text)
+        if not own or len({item.word for item in own}) < len(own):
+            raise _unproved(turn, _NOT_ONCE)
+        head, tail = words.without(text[: own[0].start]), words.without(text[own[-1].end :])
+        if not head.endswith(place.before) or not tail.startswith(place.after):
+            raise _unproved(turn, "what the chat template writes around it depends on the other messages")
+        region = len(head), len(self.text) - len(tail)
+        if region[0] > region[1] or not self.text.startswith(head) or not self.text.endswith(tail):
+            raise _unproved(turn, "the chat template writes other messages differently because of it")
+        return region
+
+    # Where turns begin and end.
+
+    def _span(self, turn: int, region: Span) -> Span:
+        """Return the range of the text that the model writes in a turn."""
+        place = self.places[turn]
+        start = region[0] - len(place.before) + self._start(turn, region)
+        end = region[1] + self._end(turn)
+        if start > end:
+            raise _unproved(turn, "it ends before it begins")
+        return start, end
+
+    def _start(self, turn: int, region: Span) -> int:
+        """Return where the model begins to write, in characters from the beginning of the text before the message."""
+        place, asking = self.places[turn], self.template.generation_prompt
+        before = place.before
+        first = region[0] - len(before)
+
+        def stands(prompt: str, at: int) -> bool:
+            # It may extend into the answer, which some templates show together with the beginning in the prompt.
+            return self.text.startswith(prompt, first + at) and first + at + len(prompt) <= region[1]
+
+        whole, begun = self._prompt(turn), self.template.prompt_beginnings
+        whole_stands = whole is not None and stands(whole, 0)
+        # Some templates ask for an answer only after a user's message.
+        if whole is not None and whole_stands and (begun[-1] in whole if begun else not place.first):
+            return len(whole)
+        if whole is not None and whole.startswith(before):
+            return len(before)
+        find = before.rfind if place.first else before.find
+        at = find(asking) if asking else -1
+        if at >= 0:
+            return at + len(asking)
+        # Prompt and history agree only at their start: a thought that the prompt opens is not in the history, or is
+        # closed there at once.
+        shared = base = 0
+        if whole is not None and not place.first:
+            shared, base = self.template.parting(whole, before), self._unasked(turn, whole)
+            if whole[base:shared].strip():
+                return shared
+        for prompt in begun:
+            at = find(prompt)
+            if at >= 0:
+                rest = before[at:]
+                return at + (len(rest) if asking.startswith(rest) else self.template.parting(asking, rest))
+        if place.first and not asking:
+            return len(before)
+        if whole is not None and whole_stands and not place.first:
+            return len(whole)
+        # A turn that continues after a tool's result may have no header.
+        after_tool = turn > 0 and self.conversation.messages[turn - 1]["role"] == "tool"
+        if after_tool and begun and whole is not None and (shared or not base):
+            return shared
+        raise _unproved(turn, "the generation prompt is not before it")
+
+    def _prompt(self, turn: int) -> str | None:
+        """Return the text of the template after the words of the previous message when it asks for this one; None if it
+        refuses to."""
+        messages, before = self.with_words.messages[:turn], self.places[turn].before
+        role = messages[-1]["role"] if turn else ""
+        # After the same text following a message of the same role, the template asks with the same text.
+        for known, head, found in self._prompts:
+            if known == role and before[: len(head)] == head:
+                return found
+        try:
+            found = self._tail(messages, prompt=True)
+        except Rejected:
+            return None
+        self._prompts.append((role, before[: len(found) + 1], found))
+        return found
+
+    def _unasked(self, turn: int, asked: str) -> int:
+        """Return the number of characters that the template writes both when it asks for a message and when not."""
+        try:
+            plain = self._tail(self.with_words.messages[:turn], prompt=False)
+        except Rejected:
+            return len(asked)
+        if asked == plain and not self.template.generation_prompt:
+            return 0  # it always asks
+        return len(plain) if asked.startswith(plain) else len(asked)
+
+    def _tail(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+        """Return the text of the template after the last words of some messages."""
+        text = self.template.render(replace(self.with_words, messages=messages), prompt)
+        shown = firsts(self.words, text)
+        return self.words.without(text[shown[-1].end if shown else 0 :])
+
+    def _end(self, turn: int) -> int:
+        """Return the number of characters after the message that the model writes."""
+        place = self.places[turn]
+        end = self.template.end_of_turn(place.after)
+        if end is not None or place.text_last:
+            return end or 0
+        # The model writes the end of a call or of reasoning, but not the header of the next turn.
+        shared = place.after
+        if turn < len(self.conversation.messages) - 1:
+            try:
+                alone = self._tail([{"role": "user", "content": "question"}, self.with_words.messages[turn]], False)
+            except Rejected as problem:
+                raise _unproved(turn, "no token ends the turn after its tool calls") from problem
+            whole = place.after.startswith(alone)
+            shared = alone if whole else alone[: self.template.parting(alone, place.after)]
+        return len(shared.rstrip())
+
+    # Templates that mark themselves what is generated.
+
+    def _marked(self, turns: list[int], regions: dict[int, Span]) -> dict[int, list[Span]]:
+        """Return the parts of the turns that the template's own markers enclose."""
+        skeleton, marks = self.template.render_marked(self.with_words)
+        for item in self.shown:
+            message = self.words.all[item.word].message
+            inside = any(a <= item.start and item.end <= b for a, b in marks)
+            outside = all(b <= item.start or item.end <= a for a, b in marks)
+            if not (inside if self.conversation.messages[message]["role"] == "assistant" else outside):
+                raise _unproved(message, "the template's generation markers cut through or misplace it")
+        text, marks = self.template.render_marked(self.conversation)
+        if text != self.text or skeleton != self.skeleton or not marks:
+            raise Rejected(_UNPROVED, "the template's generation markers enclose nothing")
+        spans: dict[int, list[Span]] = {turn: [] for turn in turns}
+        for turn in turns:
+            place, (start, end) = self.places[turn], regions[turn]
+            around = start - len(place.before), end + len(place.after)
+            for mark in marks:
+                # The end of a message may be marked separately.
+                if around[0] <= mark[0] and mark[1] <= around[1] and mark[1] > start:
+                    spans[turn].append(mark)
+        for turn in turns:
+            if not spans[turn]:
+                raise _unproved(turn, "the template's generation markers enclose nothing of it")
         return spans
-    text2 = template.render(_replaced(template, conversation, last[0], skeleton.word(last[0])))
-    shared = _shared(text, text2)
-    chosen = [span for span in spans if span[1] > shared]
-    if not chosen:
-        raise Rejected("mask not provable", "the template's generation markers enclose nothing of the last turn")
-    return chosen
 
 
-def _shared(a: str, b: str) -> int:
-    """Length of the common beginning of two texts."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
+def _paired(run: list[Shown]) -> bool:
+    """Return whether words around a text come in pairs, one pair for each time that the template shows it."""
+    numbers = [item.word for item in run]
+    return len(numbers) % 2 == 0 and all(a + 1 == b for a, b in zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _cut_out(text: str, others: list[str]) -> list[Span] | None:
+    """Return the text between given parts of it; None if they can be placed in no way, or in more than one.
+
+    The parts are looked for from the left and from the right. Every way to place them lies between the two.
+
+    Args:
+        others: the parts, in order; the first begins the text and the last ends it.
+    """
+    first, last = len(others[0]), len(text) - len(others[-1])
+    if first > last or not text.startswith(others[0]) or not text.endswith(others[-1]):
+        return None
+    found, at = [], first
+    for part in others[1:-1]:
+        place = text.find(part, at, last)
+        if place < 0:
+            return None
+        found.append(place)
+        at = place + len(part)
+    at = last
+    for part, place in zip(reversed(others[1:-1]), reversed(found), strict=True):
+        if text.rfind(part, first, at) != place:
+            return None
+        at = place
+    starts = [first, *(place + len(part) for place, part in zip(found, others[1:-1], strict=True))]
+    return list(zip(starts, [*found, last], strict=True))

@@ -1,7 +1,8 @@
-"""Prepare conversations once: read, convert with as many processes as wanted, write, remember under a key.
+"""Prepares conversations once: reads them, converts them in several processes, and stores the result under a key.
 
-The key is a hash of everything that changes the result, the tokenizer's files and the template included. What is
-prepared is renamed into place last, so prepared data are whole or not there.
+Each file is prepared separately, under a hash of everything that changes the result, including the tokenizer's files
+and the template. So a changed or added file costs only itself, and interrupted work is continued. A part (the training
+or the held-out data) is a list of such files and their totals.
 """
 
 from __future__ import annotations
@@ -10,177 +11,345 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specbatch.config import Config
-from specbatch.corpus.sources import Row, Source, find_sources
-from specbatch.corpus.summary import Part, Summary, part_from_json
-from specbatch.corpus.tokenizer import tokenizer_fingerprint
-from specbatch.errors import UserError
-from specbatch.rundir import read_json, write_json
+import numpy as np
 
-log = logging.getLogger(__name__)
+from specbatch.config import Config
+from specbatch.corpus.cache import cache_root, put_in_place, remembered, scanned, unfinished
+from specbatch.corpus.forms import RowReader
+from specbatch.corpus.judge import judge
+from specbatch.corpus.prepared import KEPT, Corpus
+from specbatch.corpus.sources import Row, Source, find_sources
+from specbatch.corpus.stored import COUNTS
+from specbatch.corpus.summary import Part, SourcePart, Summary, joined, part_from_json
+from specbatch.corpus.tokenizer import tokenizer_fingerprint
+from specbatch.corpus.transform import transform_fingerprint
+from specbatch.errors import UserError
+from specbatch.rundir import RunDir, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many rows are done, and of how many."""
+"""Called with the current activity, the rows done, and the rows in total."""
 
-VERSION = 2
-"""Of everything here that turns rows into samples: raised whenever the result changes."""
+VERSION = 5
+"""Version of everything here that turns rows into samples; raised whenever the result changes."""
+KEEP_EVERY_S = 30.0
+"""Interval at which the progress of an unfinished file is saved."""
 
-_RESULT_SETTINGS = ("format", "loss_on", "split_turns", "max_tokens", "overlong")
+ROW_BYTES = 4096
+"""Bytes of a row of usual length; a file of longer rows counts as more rows."""
+
+_RESULT_SETTINGS = (
+    "format",
+    "columns",
+    "transform",
+    "loss_on",
+    "split_turns",
+    "template_variables",
+    "max_tokens",
+    "overlong",
+)
 
 
 def prepare(config: Config, progress: Progress | None = None) -> Summary:
-    """Prepare the training and the held-out data, unless they are prepared already.
+    """Prepare the training and held-out data, unless that was done before.
 
     Args:
-        progress: told now and then how far it is.
+        progress: is called periodically.
 
     Returns:
-        What was prepared and where; its ``text()`` is for people.
+        a summary of the prepared data and their place; its ``text()`` is for people.
 
     Raises:
-        UserError: if too much of the data is unusable, nothing is left of it, or files or tokenizer cannot be read.
+        UserError: too many rows are unusable, no sample is left, or files or tokenizer can't be read.
     """
     started = time.monotonic()
     tokenizer = tokenizer_fingerprint(config)
-    train, size, cached = _prepare_part(config, tokenizer, "training", config.data.train, progress)
-    heldout = None
+    asked = _of_answers(config)
+    train, size, cached = _prepare_part(asked, tokenizer, "training", asked.data.train, progress)
+    summary = Summary(train, None, size, cached=cached)
     if config.data.heldout:
-        heldout, _, found = _prepare_part(config, tokenizer, "held-out", config.data.heldout, progress)
-        cached = cached and found
-    summary = Summary(train, heldout, size, time.monotonic() - started, cached)
-    log.info("corpus prepared samples=%d fingerprint=%s cached=%s", train.samples, train.fingerprint, cached)
+        summary.heldout, _, found = _prepare_part(config, tokenizer, "held-out", config.data.heldout, progress)
+        summary.cached = cached and found
+        summary.shared, summary.first_shared = _shared(Corpus(train, size), Corpus(summary.heldout, size))
+    summary.seconds = time.monotonic() - started
+    logger.info("corpus prepared samples=%d fingerprint=%s cached=%s", train.samples, train.fingerprint, summary.cached)
     return summary
 
 
-def cache_root(config: Config) -> Path:
-    """The directory under which prepared data are kept."""
-    if config.data.cache_dir:
-        return Path(config.data.cache_dir).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "specbatch"
+def _of_answers(config: Config) -> Config:
+    """Return the configuration. If the run generates answers of the target, they replace the data with the prompts.
+
+    Raises:
+        UserError: there are no answers yet.
+    """
+    if not config.data.regenerate.answers or config.run.goal == "answers":
+        return config
+    answers = RunDir(Path(config.run.dir).absolute()).answers
+    if not answers.is_dir():
+        raise UserError(
+            f"data.regenerate.answers: {config.data.regenerate.answers} per prompt are generated by the run before it "
+            f"trains, but there are none yet in {answers}"
+        )
+    data = replace(config.data, train=[str(answers)], format="auto", columns={}, transform="")
+    return replace(config, data=data)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A source and the place of its samples."""
+
+    source: Source
+    entry: int
+    """Position in the configuration's list."""
+    total: int
+    settings: dict[str, Any]
+    place: Path
+
+    @property
+    def bytes(self) -> int:
+        """Size of its file on disk; 0 for a source without a file."""
+        path = getattr(self.source, "path", None)
+        return path.stat().st_size if path is not None else 0
+
+    def found(self) -> Part | None:
+        """Its result, if it is prepared."""
+        found = read_json(self.place / "part.json")
+        return None if found is None else part_from_json({**found["part"], "path": str(self.place)})
+
+
+def is_prepared(config: Config) -> bool:
+    """Return whether `prepare` would find all of its work done. The data is not read: files that were never read to
+    their end, or have changed since, count as not prepared."""
+    tokenizer = tokenizer_fingerprint(config)
+    for title, names in (("training", config.data.train), ("held-out", config.data.heldout)):
+        pieces = _known_pieces(config, tokenizer, title, names)
+        if names and (pieces is None or _found_whole(config, pieces)[1] is None):
+            return False
+    return True
+
+
+def _known_pieces(config: Config, tokenizer: str, title: str, names: list[str]) -> list[_Piece] | None:
+    """Return the same as `_pieces` without reading; None if something would have to be read."""
+    root, sources = cache_root(config), find_sources(names, RowReader(config.data).columns)
+    if any(hasattr(source, "path") and remembered(root, source) is None for source in sources):
+        return None
+    return _pieces(config, tokenizer, title, names, None)
+
+
+def _found_whole(config: Config, pieces: list[_Piece]) -> tuple[Path, dict[str, Any] | None, dict[str, Any]]:
+    """Return the place of a part, its result if it is prepared with all its sources, and what it depends on."""
+    settings = {
+        "version": VERSION,
+        "sources": [(piece.place.name, piece.entry) for piece in pieces],
+        "duplicates": config.data.duplicates,
+    }
+    place = cache_root(config) / _key(settings)
+    found: dict[str, Any] | None = read_json(place / "part.json")
+    whole = found is not None and all((piece.place / "part.json").is_file() for piece in pieces)
+    return place, found if whole else None, settings
 
 
 def _prepare_part(
     config: Config, tokenizer: str, title: str, names: list[str], progress: Progress | None
 ) -> tuple[Part, int, bool]:
-    """One part of the data, the tokenizer's size, and whether it was prepared before."""
-    sources = find_sources(names)
-    scans = []
-    for number, source in enumerate(sources):
-        if progress:
-            progress(f"reading {title} data", number, len(sources))
-        scans.append(source.scan())
-    settings = {
-        "version": VERSION,
-        "tokenizer": tokenizer,
-        "part": title,
-        "sources": [(source.name, rows, digest) for source, (rows, digest) in zip(sources, scans, strict=True)],
-        **{name: getattr(config.data, name) for name in _RESULT_SETTINGS},
-    }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-    place = cache_root(config) / key
-    found = read_json(place / "part.json")
+    """Prepare one part of the data; return it, the tokenizer's size, and whether it was prepared before."""
+    pieces = _pieces(config, tokenizer, title, names, progress)
+    place, found, settings = _found_whole(config, pieces)
+    cached = found is not None
     if found is None:
-        total = sum(rows for rows, _ in scans)
-        found = _write(config, settings, place, title, sources, total, progress)
-        cached = False
-    else:
-        cached = True
+        size = _convert(config, title, pieces, progress)
+        found = _join(place, pieces, size, settings)
     part = part_from_json({**found["part"], "path": str(place)})
     judge(config, title, part)
     return part, int(found["tokenizer_size"]), cached
 
 
-def _write(
-    config: Config, settings: dict[str, Any], place: Path, title: str, sources: list[Source], total: int,
-    progress: Progress | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Convert all rows and put the result in place."""
+def _pieces(config: Config, tokenizer: str, title: str, names: list[str], progress: Progress | None) -> list[_Piece]:
+    """Return all sources, and the directory of the samples of each."""
+    root, columns = cache_root(config), RowReader(config.data).columns
+    transform = transform_fingerprint(config.data.transform)
+    sources = [(entry, source) for entry, name in enumerate(names) for source in find_sources([name], columns)]
+    pieces = []
+    for number, (entry, source) in enumerate(sources):
+        if progress:
+            progress(f"reading {title} data", number, len(sources))
+        rows, digest = scanned(root, source)
+        settings = {
+            "version": VERSION,
+            "tokenizer": tokenizer,
+            "part": title,
+            "algorithm": config.draft.algorithm,
+            "source": (source.name, rows, digest),
+            "transform_file": transform,
+            **{name: getattr(config.data, name) for name in _RESULT_SETTINGS},
+        }
+        pieces.append(_Piece(source, entry, rows, settings, root / _key(settings)))
+    return pieces
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _convert(config: Config, title: str, pieces: list[_Piece], progress: Progress | None) -> int:
+    """Convert the rows of all sources that are not prepared yet, and put each result in place.
+
+    Returns:
+        the tokenizer's size.
+    """
     from specbatch.corpus.convert import convert_rows
     from specbatch.corpus.tokenizer import load_tokenizer, tokenizer_size
-    from specbatch.corpus.write import PartWriter
+    from specbatch.corpus.write import PROGRESS, PartWriter
 
     tokenizer = load_tokenizer(config)
     size = tokenizer_size(tokenizer)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    todo = list({piece.place: piece for piece in pieces if piece.found() is None}.values())
+    total, tags = sum(piece.total for piece in pieces), deque[int]()
+    left = sum(piece.total for piece in todo)
+    done, at, kept = total - left, 0, time.monotonic()
+    folders: dict[int, tuple[ExitStack, Path]] = {}
+    writer: PartWriter | None = None
+
+    def begin(number: int) -> Path:
+        """Return the directory of a source, to which only this process writes from now on."""
+        if number not in folders:
+            lock = ExitStack()
+            folders[number] = (lock, lock.enter_context(unfinished(todo[number].place)))
+        return folders[number][1]
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        nonlocal done
+        for number, piece in enumerate(todo):
+            skip = int((read_json(begin(number) / PROGRESS) or {"part": {"rows": 0}})["part"]["rows"])
+            done += skip
+            for place, row in rows_of([piece.source], skip):
+                tags.append(number)
+                yield place, row
+
+    def finish() -> None:
+        """Finish the current source, and continue with the next."""
+        nonlocal writer, at
+        with writer or PartWriter(begin(at), size) as ended:
+            pass
+        lock, folder = folders.pop(at)
+        write_json(folder / "part.json", {"part": dataclasses.asdict(ended.part), "settings": todo[at].settings})
+        put_in_place(folder, todo[at].place)
+        lock.close()
+        writer, at = None, at + 1
+
     try:
-        with PartWriter(made, size) as writer:
-            done = 0
-            for batch in convert_rows(config, tokenizer, rows_of(sources), total, prompts=title == "held-out"):
-                writer.add(batch)
-                done += len(batch)
-                if progress:
-                    progress(f"preparing {title} data", done, total)
-        found = {"part": dataclasses.asdict(writer.part), "tokenizer_size": size, "settings": settings}
-        judge(config, title, writer.part)
-        write_json(made / "part.json", found)
-        try:
-            made.rename(place)
-        except OSError:
-            if not (place / "part.json").is_file():
-                raise
-            log.info("prepared at the same time by another process path=%s", place)
+        worth = sum(max(piece.total, piece.bytes // ROW_BYTES) for piece in todo)
+        for batch in convert_rows(config, tokenizer, rows(), worth, prompts=title == "held-out"):
+            for row in batch:
+                while at < tags[0]:
+                    finish()
+                tags.popleft()
+                writer = writer or PartWriter(begin(at), size)
+                writer.add([row])
+            done += len(batch)
+            if writer and time.monotonic() - kept > KEEP_EVERY_S:
+                writer.keep()
+                kept = time.monotonic()
+            if progress:
+                progress(f"preparing {title} data", done, total)
+        while at < len(todo):
+            finish()
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if writer:
+            writer.close()
+        for lock, _ in folders.values():
+            lock.close()
+    return size
+
+
+def _join(place: Path, pieces: list[_Piece], size: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write the totals of a part's sources."""
+    parts, sources = [], []
+    for piece in pieces:
+        part = piece.found()
+        assert part is not None
+        parts.append(part)
+        sources.append(
+            SourcePart(
+                piece.source.name, part.path, piece.entry, part.rows, part.samples, part.tokens, part.loss_tokens
+            )
+        )
+    whole = joined(parts, sources, place)
+    counts = sum((np.load(piece.place / COUNTS) for piece in pieces), np.zeros(size, dtype=np.int64))
+    with unfinished(place) as folder:
+        (folder / KEPT).unlink(missing_ok=True)
+        write_json(folder / "part.json", {})
+        every = Corpus(dataclasses.replace(whole, path=str(folder)), size)
+        again = _repeated(every.hashes)
+        if again.size:
+            dropped = settings["duplicates"] == "drop"
+            whole.warnings.append(
+                f"{again.size:,} samples repeat an earlier one (first: {every.place(int(again[0]))}); "
+                + ("left out" if dropped else "kept")
+            )
+            if dropped:
+                _leave_out(whole, every, again, counts)
+                np.save(folder / KEPT, np.setdiff1d(np.arange(len(every)), again, assume_unique=True))
+        if whole.samples:
+            lengths = Corpus(dataclasses.replace(whole, path=str(folder)), size).lengths
+            whole.length_median = int(np.median(lengths))
+            whole.length_p95 = int(np.percentile(lengths, 95))
+            whole.length_max = int(lengths.max())
+        np.save(folder / COUNTS, counts)
+        found = {"part": dataclasses.asdict(whole), "tokenizer_size": size, "settings": settings}
+        write_json(folder / "part.json", found)
+        put_in_place(folder, place)
     return found
 
 
-def rows_of(sources: list[Source]) -> Iterator[tuple[str, Row]]:
-    """All rows, each with the file and the line that it comes from."""
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    """Return the samples that equal an earlier one, ascending: int64."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    return np.sort(order[1:][ordered[1:] == ordered[:-1]])
+
+
+def _leave_out(part: Part, corpus: Corpus, samples: np.ndarray, counts: np.ndarray) -> None:
+    """Subtract samples from the totals of a part and from the counts of loss tokens."""
+    for i in samples.tolist():
+        sample = corpus.sample(i)
+        loss_tokens = sample.input_ids[sample.loss_mask]
+        part.tokens -= len(sample.input_ids)
+        part.loss_tokens -= len(loss_tokens)
+        np.subtract.at(counts, loss_tokens, 1)
+    part.samples -= len(samples)
+    part.fingerprint = hashlib.sha256(part.fingerprint.encode() + samples.tobytes()).hexdigest()[:32]
+
+
+def _shared(train: Corpus, heldout: Corpus) -> tuple[int, str]:
+    """Return the number of held-out samples that equal a training sample, and the place of the first."""
+    if not len(train) or not len(heldout):
+        return 0, ""
+    hashes = heldout.hashes
+    known = np.sort(hashes)
+    there = train.hashes
+    places = np.minimum(np.searchsorted(known, there), known.size - 1)
+    met = np.zeros(known.size, dtype=bool)
+    met[places[known[places] == there]] = True
+    # Equal held-out samples are adjacent, and only the first of them was found.
+    equal = np.flatnonzero(np.isin(hashes, known[met]))
+    return int(equal.size), heldout.place(int(equal[0])) if equal.size else ""
+
+
+def rows_of(sources: list[Source], skip: int = 0) -> Iterator[tuple[str, Row]]:
+    """Yield all rows after the first ``skip``, each with its file and line."""
+    done = 0
     for source in sources:
         for number, row in source.rows():
-            yield f"{source.name}:{number}", row
-
-
-def judge(config: Config, title: str, part: Part) -> None:
-    """Refuse data that are mostly unusable, and data of which nothing is left.
-
-    Raises:
-        UserError: they are.
-    """
-    listed = "".join(f"\n  {item.text()}" for item in part.skipped)
-    if not part.samples and not part.prompts:
-        raise UserError(
-            f"the {title} data give no sample out of {part.rows:,} rows:{listed}\n{_likeliest(config, part)}"
-        )
-    counted = part.rows - sum(item.count for item in part.skipped if item.reason == "blank line")
-    share = part.bad_rows / max(1, counted)
-    if share > config.data.max_bad_fraction:
-        raise UserError(
-            f"{part.bad_rows:,} of {counted:,} rows of the {title} data are unusable ({100 * share:.1f} %), and "
-            f"data.max_bad_fraction allows {100 * config.data.max_bad_fraction:.1f} %:{listed}\n"
-            "mend them, or allow more"
-        )
-
-
-_ADVICE = {
-    "without the key": "name the columns as OpenAI (messages), ShareGPT (conversations) or plain text (text) data do",
-    "no assistant turn": "these are prompts without answers: let the target answer them with `specbatch regenerate`",
-    "refused by the chat template": "the target's chat template does not take conversations of this shape",
-    "unknown role": "rename the roles of the data",
-    "mask not provable": "the target's chat template hides which tokens the assistant writes: try data.split_turns, "
-    "or a template with {% generation %} markers",
-    "no loss token within max_tokens": "raise data.max_tokens",
-    "longer than max_tokens": "raise data.max_tokens, or set data.overlong: truncate",
-    "no loss token": "answers are empty or too short to learn from",
-}
-
-
-def _likeliest(config: Config, part: Part) -> str:
-    """What to do about a corpus of which nothing is left."""
-    reasons = [item for item in part.skipped if item.reason != "blank line"]
-    if not reasons:
-        return f"the files are empty: {', '.join(config.data.train)}"
-    for beginning, advice in _ADVICE.items():
-        if reasons[0].reason.startswith(beginning):
-            return f"likeliest cause: {advice}"
-    return f"likeliest cause: the data are not what they are said to be ({reasons[0].reason})"
+            done += 1
+            if done > skip:
+                yield f"{source.name}:{number}", row

@@ -1,4 +1,4 @@
-"""``specbatch data``: what conversations become, for eyes. Loss tokens are coloured, or in double brackets."""
+"""``specbatch data``: prints conversations as tokens. Loss tokens are coloured, or in double brackets."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ import numpy as np
 from specbatch.config import Config
 from specbatch.corpus.prepare import Progress, prepare
 from specbatch.corpus.prepared import Corpus, corpus_of
+from specbatch.corpus.stats import stats
 from specbatch.corpus.tokenizer import load_tokenizer
 
 _LOSS = ("\x1b[30;42m", "\x1b[30;102m")
 _OTHER = ("\x1b[2m", "\x1b[22m")
-"""Two shades each, in turn, so that the border between two tokens is seen."""
+"""Two alternating shades each, so that the border between two tokens is visible."""
 _RESET = "\x1b[0m"
 
 
-def show(config: Config, samples: int, color: bool | None = None) -> None:
+def show(config: Config, samples: int, color: bool | None = None, statistics: bool = False) -> None:
     """Prepare the data and print the first samples of the training data and the summary.
 
     Args:
-        samples: how many.
-        color: with colours, or with brackets around loss tokens; not given: colours if stdout is a terminal.
+        samples: number of samples.
+        color: use colours, or brackets around loss tokens. Default: colours if stdout is a terminal.
+        statistics: print statistics of the training data, too.
 
     Raises:
-        UserError: as `prepare`.
+        UserError: the same as `prepare`.
     """
     if color is None:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    with _progress() as progress:
+    with progress_bar() as progress:
         summary = prepare(config, progress)
     corpus = corpus_of(summary)
     if min(samples, len(corpus)) > 0:
@@ -42,6 +44,8 @@ def show(config: Config, samples: int, color: bool | None = None) -> None:
             print(_title(corpus, i))
             sample = corpus.sample(i)
             print(marked(tokenizer, sample.input_ids, sample.loss_mask, color), end="\n\n")
+    if statistics:
+        print(stats(config, corpus))
     print(summary.text())
 
 
@@ -51,19 +55,19 @@ def _title(corpus: Corpus, i: int) -> str:
 
 
 def marked(tokenizer: Any, input_ids: np.ndarray, loss_mask: np.ndarray, color: bool) -> str:
-    """The text of tokens, with those seen that are loss tokens.
+    """Return the text of tokens, with loss tokens marked.
 
     Args:
         input_ids: int ``[tokens]``.
         loss_mask: bool ``[tokens]``.
-        color: each token in a shade by its mask; else double brackets around runs of loss tokens.
+        color: show each token in a shade by its mask, instead of double brackets around runs of loss tokens.
     """
     parts: list[str] = []
     before = False
     for number, (text, loss) in enumerate(_pieces(tokenizer, input_ids.tolist(), loss_mask.tolist())):
         if color:
             shade = (_LOSS if loss else _OTHER)[number % 2]
-            # A line break in colour would colour the rest of the line.
+            # A coloured line break would colour the rest of the line.
             parts += [shade, text.replace("\n", f"↵{_RESET}\n{shade}"), _RESET]
         else:
             parts += ["[[" if loss else "]]"] if loss != before else []
@@ -75,7 +79,7 @@ def marked(tokenizer: Any, input_ids: np.ndarray, loss_mask: np.ndarray, color: 
 
 
 def _pieces(tokenizer: Any, ids: list[int], mask: list[bool]) -> Iterator[tuple[str, bool]]:
-    """Texts of single tokens, or of the few together that make up a character."""
+    """Yield the texts of single tokens, or of the few that form one character together."""
     held: list[int] = []
     for position, token in enumerate(ids):
         held.append(token)
@@ -87,8 +91,8 @@ def _pieces(tokenizer: Any, ids: list[int], mask: list[bool]) -> Iterator[tuple[
 
 
 @contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A progress bar on stderr, if that is a terminal."""
+def progress_bar() -> Iterator[Progress | None]:
+    """Show a progress bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,65 +1,86 @@
-"""The target's tokenizer and chat template: text from conversations, tokens from text.
-
-Positions in text are carried to positions in tokens only where a boundary between two tokens lies exactly there.
-"""
+"""The target's chat template: from conversations to text, and what of that text are headers and ends of turns."""
 
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from specbatch.corpus.conversation import Conversation, Rejected
+from specbatch.corpus.encoder import Encoded, Encoder, Span
 from specbatch.errors import UserError
 
-Span = tuple[int, int]
-"""First position and the one after the last."""
-
+REFUSED = "refused by the chat template"
+"""Reason of a row without a sample; the template's own message follows it."""
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RENDER_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What Python raises inside a template that did not expect what it got; jinja2's own errors come on top."""
+"""Python's exceptions inside a template with unexpected input; jinja2 has its own in addition."""
+_ATOM = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]|\n")
+"""Matches units of a header besides the tokens that were added to the vocabulary: tags, and ends of lines."""
+_QUOTED = re.compile("['\"]text['\"]")
+"""Matches a list of parts that a template rendered verbatim."""
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "zqnqz",
+        "description": "description",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string", "description": "description"}}},
+    },
+}
+"""A tool for templates that require one."""
+_TAKEN = frozenset({"messages", "conversations", "chat_template", "add_generation_prompt"}) | {
+    "continue_final_message",
+    "return_assistant_tokens_mask",
+}
+"""Names of variables that rendering itself sets."""
 
 
 class Template:
     """A chat template together with its tokenizer.
 
     Args:
-        tokenizer: of transformers.
-        end_ids: ids after which the target stops, besides the tokenizer's own.
+        tokenizer: a tokenizer of transformers.
+        end_ids: ids after which the target stops, besides the tokenizer's end token.
+        variables: further variables of the template, from ``data.template_variables``.
     """
 
-    def __init__(self, tokenizer: Any, end_ids: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, end_ids: Sequence[int] = (), variables: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
-        self._variables = dict(tokenizer.special_tokens_map)
-        self._specials = sorted(
-            {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-            | set(tokenizer.all_special_tokens)
-        )
+        self._variables = _checked({**tokenizer.special_tokens_map, **(variables or {})})
+        self._tools = self._variables.pop("tools", None)
+        self.added = sorted(
+            {t.content for t in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens), key=len
+        )[::-1]
+        """Tokens that were added to the vocabulary, special or not, the longest first."""
+        others = [re.escape(token) for token in self.added if not _ATOM.fullmatch(token)]
+        self._atom = re.compile("|".join([*others, _ATOM.pattern]))
         ends = {*end_ids, tokenizer.eos_token_id} - {None}
-        self._ends = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends))}
-        self._encoder: Any = None
-        if tokenizer.is_fast:
-            # A post-processor would take spaces out of the offsets; nothing else of it is used here.
-            self._encoder = copy.deepcopy(tokenizer.backend_tokenizer)
-            self._encoder.post_processor = None
-            self._encoder.no_truncation()
-            self._encoder.no_padding()
+        self._ends = tuple(str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends)))
+        self.encoder = Encoder(tokenizer, self.added)
+
+    def given(self, variables: Mapping[str, Any]) -> Template:
+        """Return the same template with some more variables; everything else is shared."""
+        other = copy.copy(self)
+        for name in [name for name in vars(other) if isinstance(getattr(Template, name, None), cached_property)]:
+            del other.__dict__[name]
+        other._variables = _checked({**self._variables, **variables})
+        other._tools = other._variables.pop("tools", self._tools)
+        return other
 
     # Text.
 
     def source(self, tools: list[dict[str, Any]] | None) -> str:
-        """The template's text, which may be another one for conversations with tools.
+        """Return the template's text, which may differ for conversations with tools.
 
         Raises:
-            UserError: if the tokenizer has none.
+            UserError: the tokenizer has none.
         """
         try:
-            return str(self.tokenizer.get_chat_template(tools=tools))
+            return str(self.tokenizer.get_chat_template(tools=tools or self._tools))
         except ValueError as error:
             raise UserError(
                 f"{self.tokenizer.name_or_path}: the tokenizer has no chat template, which conversations need; "
@@ -67,37 +88,39 @@ class Template:
             ) from error
 
     def has_markers(self, tools: list[dict[str, Any]] | None) -> bool:
-        """Whether the template says itself what the assistant generates."""
+        """Return whether the template itself marks what the assistant generates."""
         return bool(_MARKER.search(self.source(tools)))
 
     def render(self, conversation: Conversation, prompt: bool = False) -> str:
-        """The conversation as text.
+        """Return the conversation as text.
 
         Args:
-            prompt: with what asks the assistant to go on, at the end.
+            prompt: end with the generation prompt, which asks the assistant to continue.
 
         Raises:
-            Rejected: in the template's own words, if it refuses the conversation.
+            Rejected: the template refuses the conversation; with its own message.
         """
-        return self._render(conversation, prompt, False)[0]
+        return self._render(conversation, prompt, False, self._wants_parts)[0]
 
     def render_marked(self, conversation: Conversation) -> tuple[str, list[Span]]:
-        """The conversation as text, and what of it the template's markers enclose, in order.
+        """Return the conversation as text, and the parts of it that the template's markers enclose, in order.
 
         Raises:
-            Rejected: as `render`.
+            Rejected: the same as `render`.
         """
-        text, spans = self._render(conversation, False, True)
+        text, spans = self._render(conversation, False, True, self._wants_parts)
         return text, sorted(span for span in spans if span[0] < span[1])
 
-    def _render(self, conversation: Conversation, prompt: bool, marked: bool) -> tuple[str, list[Span]]:
+    def _render(
+        self, conversation: Conversation, prompt: bool, marked: bool, in_parts: Collection[str]
+    ) -> tuple[str, list[Span]]:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        def render(messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+        def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> tuple[str, list[Span]]:
             texts, spans = render_jinja_template(
                 conversations=[messages],
-                tools=conversation.tools,
+                tools=tools,
                 chat_template=source,
                 return_assistant_tokens_mask=marked,
                 add_generation_prompt=prompt,
@@ -105,121 +128,188 @@ class Template:
             )
             return texts[0], spans[0] if marked else []
 
-        source = self.source(conversation.tools)
+        tools = conversation.tools or self._tools
+        source = self.source(tools)
+        messages = _in_parts(conversation.messages, in_parts)
         try:
             try:
-                return render(conversation.messages)
+                return render(messages, tools)
             except TypeError:
-                if not any("tool_calls" in message for message in conversation.messages):
+                if not any("tool_calls" in message for message in messages):
                     raise
-                return render(_arguments_as_text(conversation.messages))
+                return render(_arguments_as_text(messages), tools)
+            except (jinja2.TemplateError, *_RENDER_ERRORS) as error:
+                if not any("function" in tool for tool in tools or ()):
+                    raise
+                try:
+                    # Retry without OpenAI's wrapper of tools, as engines do.
+                    return render(messages, [tool.get("function", tool) for tool in tools or ()])
+                except (jinja2.TemplateError, *_RENDER_ERRORS):
+                    raise error from None
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
                 f"{self.tokenizer.name_or_path}: the chat template is wrong in line {error.lineno}: {error.message}"
             ) from error
         except (jinja2.TemplateError, *_RENDER_ERRORS) as error:
-            raise Rejected(f"refused by the chat template: {error}") from error
+            raise Rejected(f"{REFUSED}: {error}") from error
+
+    # Properties that are found by rendering a few words.
+
+    def _probe(self, *talk: tuple[str, str], prompt: bool = False, in_parts: Collection[str] | None = None) -> str:
+        """Return a few messages as text, with a tool if the template requires one; empty if it refuses them."""
+        messages = [{"role": role, "content": content} for role, content in talk]
+        for tools in (None, [_TOOL]):
+            try:
+                wanted = self._wants_parts if in_parts is None else in_parts
+                return self._render(Conversation(messages, tools), prompt, False, wanted)[0]
+            except Rejected:
+                continue
+        return ""
+
+    @cached_property
+    def _wants_parts(self) -> frozenset[str]:
+        """Roles whose content the template shows as a list of parts and not as text."""
+
+        def shows(in_parts: Collection[str], *roles: str) -> bool:
+            words = [f"zq{i}qz" for i in range(len(roles))]
+            text = self._probe(*zip(roles, words, strict=True), in_parts=in_parts)
+            return not _QUOTED.search(text) and all(text.count(word) == 1 for word in words)
+
+        choices: list[tuple[str, ...]] = [(), ("user", "assistant"), ("user",), ("assistant",)]
+        talk = next((choice for choice in choices if shows(choice, "user", "assistant")), ())
+        found = set(talk)
+        for roles, role in ((("system", "user", "assistant"), "system"), (("user", "assistant", "tool"), "tool")):
+            if talk and not shows(talk, *roles) and shows((*talk, role), *roles):
+                found.add(role)
+        return frozenset(found)
 
     @cached_property
     def generation_prompt(self) -> str:
-        """What asks the assistant to go on; empty where the template has nothing of the kind."""
-        ask = Conversation([{"role": "user", "content": "question"}])
-        try:
-            text, with_prompt = self.render(ask), self.render(ask, prompt=True)
-        except Rejected:
-            return ""
+        """Text that asks the assistant to continue; empty if the template has none."""
+        text, with_prompt = (self._probe(("user", "question"), prompt=prompt) for prompt in (False, True))
         return with_prompt[len(text) :] if with_prompt.startswith(text) else ""
+
+    @cached_property
+    def prompt_beginnings(self) -> list[str]:
+        """Beginnings of the generation prompt that end with a token that was added to the vocabulary, the longest
+        first."""
+        found, done, added = [], "", set(self.added)
+        for atom in self._atoms(self.generation_prompt):
+            done += atom
+            if atom in added:
+                found.append(done)
+        return found[::-1]
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template renders the tools of a conversation."""
+        try:
+            return "zqnqz" in self.render(Conversation([{"role": "user", "content": "question"}], [_TOOL]))
+        except Rejected:
+            return True
+
+    @cached_property
+    def writes_today(self) -> bool:
+        """Whether the rendered text depends on the date."""
+        if "date" in self._variables:
+            return False
+        other = copy.copy(self)
+        other._variables = {**self._variables, "strftime_now": lambda form: "zqdqz"}
+        return any("zqdqz" in other._probe(("user", "question"), prompt=prompt) for prompt in (False, True))
 
     # What ends a turn.
 
-    def end_of_turn(self, after: str) -> int | None:
-        """Length of the beginning of ``after``, what follows an answer, that the model itself writes to end it.
-
-        None if there is no such token. What the template writes after an answer that is the last message can
-        only be an end; elsewhere the token has to be one at which the target stops.
-        """
-        token, end = self.first_special(after)
-        return end if token and token in self.ends else None
-
     @cached_property
-    def ends(self) -> frozenset[str]:
-        """Tokens that end a turn."""
-        found = set(self._ends)
-        talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        try:
-            text = self.render(Conversation(talk))
-        except Rejected:
-            return frozenset(found)
+    def ends(self) -> tuple[str, ...]:
+        """Tokens that end a turn: those at which the target stops; if the template never writes one of them after an
+        answer, the first added token that it writes there."""
+        text = self._probe(("user", "question"), ("assistant", "answer"))
         _, shown, after = text.rpartition("answer")
-        token, _ = self.first_special(after if shown else "")
-        return frozenset(found | ({token} if token else set()))
+        if not shown or _first(after, self._ends)[0]:
+            return self._ends
+        token, _ = _first(after, self.added)
+        return (*self._ends, token) if token else self._ends
 
-    def first_special(self, text: str) -> tuple[str, int]:
-        """The first special token that is written out in a text, and where it ends; ("", 0) if none is."""
-        places = [(text.find(token), -len(token), token) for token in self._specials if token in text]
-        if not places:
-            return "", 0
-        place, _, token = min(places)
-        return token, place + len(token)
+    def end_of_turn(self, after: str) -> int | None:
+        """Return the length of the beginning of ``after``, the text following an answer, that the model writes itself.
+
+        It ends with the first token that ends turns. None if there is none.
+        """
+        return _first(after, self.ends)[1] or None
+
+    def parting(self, prompt: str, history: str) -> int:
+        """Return the length of the common beginning of two texts that ends with a whole token, tag or line."""
+        shared = 0
+        for ours, theirs in zip(self._atoms(prompt), self._atoms(history), strict=False):
+            if ours != theirs:
+                break
+            shared += len(ours)
+        return shared
+
+    def _atoms(self, text: str) -> Iterator[str]:
+        done = 0
+        for match in self._atom.finditer(text):
+            if match.start() > done:
+                yield text[done : match.start()]
+            yield match[0]
+            done = match.end()
+        if done < len(text):
+            yield text[done:]
 
     # Tokens.
 
-    def encode(self, text: str, spans: Sequence[Span] = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of rendered text.
-
-        Args:
-            spans: of characters, in order, none overlapping another.
-
-        Returns:
-            Ids, int32 ``[tokens]``, and which of them lie in the spans, bool ``[tokens]``.
-
-        Raises:
-            Rejected: if a span begins or ends inside a token.
-        """
-        positions = [position for span in spans for position in span]
-        if self._encoder is not None:
-            encoding = self._encoder.encode(text, add_special_tokens=False)
-            ids, cuts = encoding.ids, _cuts(encoding.offsets, positions)
-        else:
-            ids = self._ids(text)
-            cuts = [self._cut(text, ids, position) for position in positions]
-        for position, cut in zip(positions, cuts, strict=True):
-            if cut is None:
-                around = text[max(0, position - 12) : position] + "|" + text[position : position + 12]
-                raise Rejected("mask not provable", f"a token lies across the border of an answer: {around!r}")
-        mask = np.zeros(len(ids), dtype=bool)
-        for first, end in zip(cuts[::2], cuts[1::2], strict=True):
-            mask[first:end] = True
-        return np.asarray(ids, dtype=np.int32), mask
-
-    def encode_plain(self, text: str) -> np.ndarray:
-        """int32 ``[tokens]``: ids of text that no template has rendered, with the tokenizer's own special tokens."""
-        return np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int32)
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _cut(self, text: str, ids: list[int], position: int) -> int | None:
-        """For a tokenizer without offsets: the prefix's own tokens have to be the first tokens of the whole."""
-        prefix = self._ids(text[:position])
-        return len(prefix) if ids[: len(prefix)] == prefix else None
+    def encode(self, text: str, spans: Sequence[Span] = ()) -> Encoded:
+        """Return the tokens of rendered text, as `Encoder.encode` does."""
+        return self.encoder.encode(text, spans)
 
 
-def _cuts(offsets: list[Span], positions: list[int]) -> list[int | None]:
-    """How many tokens end at or before each position; None where a token lies across it."""
-    if not positions:
-        return []
-    pairs = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    starts, ends = pairs[:, 0], np.maximum.accumulate(pairs[:, 1])
-    cuts: list[int | None] = []
-    for position in positions:
-        cut = int(np.searchsorted(ends, position, side="right"))
-        cuts.append(cut if cut == len(starts) or int(starts[cut:].min()) >= position else None)
-    return cuts
+def _first(text: str, tokens: Iterable[str]) -> tuple[str, int]:
+    """Return the first of some tokens that occurs in a text, the longest at its place, and where it ends; ("", 0) if
+    none does."""
+    places = [(text.find(token), -len(token), token) for token in tokens if token in text]
+    if not places:
+        return "", 0
+    place, _, token = min(places)
+    return token, place + len(token)
+
+
+def _checked(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return variables as rendering passes them, with the date that they name.
+
+    Raises:
+        UserError: a variable can't be set.
+    """
+    if taken := _TAKEN.intersection(variables):
+        raise UserError(f"data.template_variables.{min(taken)}: this name is reserved for the conversation itself")
+    if "date" in variables:
+        variables["strftime_now"] = _day(variables["date"]).strftime
+    return variables
+
+
+def _day(date: Any) -> datetime.date:
+    """Return the date that ``data.template_variables.date`` names.
+
+    Raises:
+        UserError: it is not a date.
+    """
+    try:
+        return datetime.date.fromisoformat(str(date))
+    except ValueError as error:
+        raise UserError(f"data.template_variables.date: {date!r} is not a date like 2026-01-31") from error
+
+
+def _in_parts(messages: list[dict[str, Any]], roles: Collection[str]) -> list[dict[str, Any]]:
+    """Return the messages with the content of some roles as a list of parts."""
+    if not roles:
+        return messages
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}]} if m["role"] in roles and m["content"] else m
+        for m in messages
+    ]
 
 
 def _arguments_as_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the arguments of tool calls as JSON text, which a few templates add to strings."""
+    """Return the messages with the arguments of tool calls as JSON text, which a few templates add to strings."""
     result = []
     for message in messages:
         calls = [

@@ -1,4 +1,4 @@
-"""The target's tokenizer: loaded, measured, and identified by everything that it is made from."""
+"""The target's tokenizer: loading, size, and a fingerprint of everything that it consists of."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from specbatch.rundir import read_json
 from specbatch.target import locate
 
 _SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".vocab", ".py")
-"""Of files that a tokenizer may be made from, remote code included."""
+"""Suffixes of files that a tokenizer may be made from, remote code included."""
 
 
 def load_tokenizer(config: Config) -> Any:
-    """The target's tokenizer, of transformers.
+    """Load the target's tokenizer with transformers.
 
     Raises:
-        UserError: if it is not there or cannot be read.
+        UserError: it is missing or can't be read.
     """
     from transformers import AutoTokenizer
 
@@ -31,12 +31,12 @@ def load_tokenizer(config: Config) -> Any:
 
 
 def tokenizer_size(tokenizer: Any) -> int:
-    """How many ids there are, from 0 to the highest that the tokenizer knows."""
+    """Return the number of ids, from 0 to the highest of the tokenizer."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def tokenizer_fingerprint(config: Config) -> str:
-    """Hash of all files from which the tokenizer and its chat template are made, and of who reads them."""
+    """Return a hash of all files of the tokenizer and its chat template, and of the libraries that read them."""
     root, digest = locate(config.target.path), hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.suffix in _SUFFIXES and p.is_file()):
         if path.name.endswith(".index.json"):
@@ -49,6 +49,6 @@ def tokenizer_fingerprint(config: Config) -> str:
 
 
 def end_ids(config: Config) -> tuple[int, ...]:
-    """Ids at which the target stops, as its generation settings name them."""
+    """Return the ids at which the target stops, by its generation settings."""
     value = (read_json(locate(config.target.path) / "generation_config.json") or {}).get("eos_token_id")
     return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)

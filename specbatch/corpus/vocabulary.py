@@ -1,4 +1,4 @@
-"""Which tokens the draft's head can propose: those that the corpus teaches most often."""
+"""Chooses the tokens that the draft's head can propose: the most frequent loss tokens of the corpus."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import logging
 
 import numpy as np
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def draft_vocabulary(loss_token_counts: np.ndarray, size: int, tokenizer_size: int) -> np.ndarray:
-    """The target ids of a draft vocabulary.
+    """Return the target ids of a draft vocabulary.
 
-    The most frequent loss tokens, of equally frequent ones the lower ids. Where the corpus has fewer distinct
-    ones than ``size``, the lowest other ids of the tokenizer fill up. Ids that only pad the target's embedding,
-    at ``tokenizer_size`` and above, are never among them.
+    They are the most frequent loss tokens; among equally frequent ones, the lower ids. If the corpus has fewer distinct
+    ones than ``size``, the lowest other ids of the tokenizer fill up. Ids that only pad the target's embedding, from
+    ``tokenizer_size`` on, are never among them.
 
     Args:
         loss_token_counts: int ``[at least tokenizer_size]``, how often each id is a loss token.
@@ -25,7 +25,7 @@ def draft_vocabulary(loss_token_counts: np.ndarray, size: int, tokenizer_size: i
         int64 ``[size]``, ascending, without repetition.
 
     Raises:
-        ValueError: if the tokenizer has fewer than ``size`` ids.
+        ValueError: the tokenizer has fewer than ``size`` ids.
     """
     if not 1 <= size <= tokenizer_size:
         raise ValueError(f"a draft vocabulary of {size} is not in 1..{tokenizer_size}, the tokenizer's ids")
@@ -36,11 +36,11 @@ def draft_vocabulary(loss_token_counts: np.ndarray, size: int, tokenizer_size: i
     total, distinct = int(counts.sum()), int(np.count_nonzero(counts))
     coverage = float(counts[order].sum()) / total if total else 0.0
     if distinct < size:
-        log.warning(
+        logger.warning(
             "the corpus has fewer distinct loss tokens than the draft vocabulary; filled with the lowest other ids "
             "size=%d distinct=%d filled_percent=%.1f coverage_percent=%.2f",
             size, distinct, 100 * (size - distinct) / size, 100 * coverage,
         )  # fmt: skip
     else:
-        log.info("draft vocabulary size=%d distinct=%d coverage_percent=%.2f", size, distinct, 100 * coverage)
+        logger.info("draft vocabulary size=%d distinct=%d coverage_percent=%.2f", size, distinct, 100 * coverage)
     return np.sort(order).astype(np.int64)

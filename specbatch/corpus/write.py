@@ -1,43 +1,41 @@
-"""Write converted rows, in their order, and count what there is to tell of them."""
+"""Writes the converted rows of one source, in order, and counts reasons and warnings."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import xxhash
 
 from specbatch.corpus.samples import Converted
-from specbatch.corpus.summary import HARMLESS, Part, Skipped
+from specbatch.corpus.stored import SampleAppender
+from specbatch.corpus.summary import HARMLESS, Part, Skipped, part_from_json
+from specbatch.rundir import read_json, write_json
 
-_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.bool_())), ("place", pa.string())])
+PROGRESS = "progress.json"
+"""File with the progress of an unfinished part, from which it is continued."""
 
 
 class PartWriter:
-    """Writes the samples as they come, the rest when it is left without an error.
+    """Writes the samples as they come, and the rest in `finish`, or when the context is left without an error.
 
     Args:
-        folder: exists and is empty.
+        folder: an existing directory, empty or with the state of an earlier writer of the same rows at its last `keep`.
         tokenizer_size: ids that the tokenizer can produce, from 0.
     """
 
     def __init__(self, folder: Path, tokenizer_size: int) -> None:
         self.folder = folder
-        self.part = Part(path=str(folder), fingerprint="")
-        self._stage = folder / "stage.arrow"
-        self._file = pa.ipc.new_stream(str(self._stage), _SCHEMA)
-        self._counts = np.zeros(tokenizer_size, dtype=np.int64)
-        self._digest = xxhash.xxh3_128()
-        self._lengths: list[np.ndarray] = []
-        self._prompts: list[np.ndarray] = []
-        self._skipped: dict[str, Skipped] = {}
-        self._warnings: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
-        self._seen: set[int] = set()
-        self._repeated, self._first_repeated = 0, ""
+        state: dict[str, Any] = read_json(folder / PROGRESS) or {}
+        self.part = part_from_json(state["part"]) if state else Part(path=str(folder), fingerprint="")
+        self._samples = SampleAppender(folder, tokenizer_size, state.get("sizes"))
+        self._digest = int(state.get("digest", "0"), 16)
+        self._skipped = {item["reason"]: Skipped(**item) for item in state.get("skipped", ())}
+        self._warnings = Counter(dict(state.get("warnings", ())))
+        self._first: dict[str, str] = dict(state.get("first", ()))
 
     def __enter__(self) -> PartWriter:
         return self
@@ -45,16 +43,13 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         if kind is None:
-            self._finish()
+            self.finish()
+        self.close()
 
     def add(self, batch: list[Converted]) -> None:
         """Write the samples of some rows."""
         part = self.part
-        ids: list[np.ndarray] = []
-        masks: list[np.ndarray] = []
-        places: list[str] = []
         for row in batch:
             part.rows += 1
             part.truncated += row.truncated
@@ -65,62 +60,40 @@ class PartWriter:
                 self._warnings[warning] += 1
                 self._first.setdefault(warning, row.place)
             if row.prompt is not None:
-                self._prompts.append(row.prompt)
-            for sample_ids, mask in row.samples:
-                ids.append(sample_ids)
-                masks.append(mask)
-                places.append(row.place)
-                self._note_repetition(sample_ids, row.place)
-        if not ids:
-            return
-        lengths = np.array([len(i) for i in ids], dtype=np.int64)
-        all_ids, all_masks = np.concatenate(ids), np.concatenate(masks)
-        self._lengths.append(lengths)
-        self._counts += np.bincount(all_ids[all_masks], minlength=self._counts.size)
-        for data in (lengths, all_ids, all_masks):
-            self._digest.update(np.ascontiguousarray(data).tobytes())
-        part.samples += len(ids)
-        part.tokens += all_ids.size
-        part.loss_tokens += int(all_masks.sum())
-        ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        columns = [
-            pa.ListArray.from_arrays(ends, pa.array(all_ids)),
-            pa.ListArray.from_arrays(ends, pa.array(all_masks)),
-            pa.array(places, pa.string()),
-        ]
-        self._file.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+                part.prompts += 1
+                self._samples.add_prompt(row.prompt)
+            number = int(row.place.rpartition(":")[2])
+            for ids, mask in row.samples:
+                digest, spans = self._samples.add(ids, mask, number)
+                # One hash over all samples, which depends on each of them and on their order.
+                chained = self._digest.to_bytes(16, "little") + digest.to_bytes(8, "little")
+                self._digest = xxhash.xxh3_128_intdigest(chained + len(ids).to_bytes(8, "little") + spans.tobytes())
+                part.samples += 1
+                part.tokens += len(ids)
+                part.loss_tokens += int((spans[:, 1] - spans[:, 0]).sum())
 
-    def _note_repetition(self, ids: np.ndarray, place: str) -> None:
-        value = xxhash.xxh3_64_intdigest(ids.tobytes())
-        if value in self._seen:
-            self._repeated += 1
-            self._first_repeated = self._first_repeated or place
-        self._seen.add(value)
+    def keep(self) -> None:
+        """Save the progress, so that another writer can continue from here."""
+        sizes = self._samples.flush()
+        state = {
+            "sizes": sizes,
+            "part": asdict(self.part),
+            "digest": f"{self._digest:032x}",
+            "skipped": [asdict(item) for item in self._skipped.values()],
+            "warnings": dict(self._warnings),
+            "first": self._first,
+        }
+        write_json(self.folder / PROGRESS, state)
 
-    def _finish(self) -> None:
-        import datasets
+    def close(self) -> None:
+        """Close the files; anything after the last `keep` is lost."""
+        self._samples.close()
 
+    def finish(self) -> None:
+        """Write the rest, so that the part is complete."""
+        self._samples.finish()
         part = self.part
-        lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, dtype=np.int64)
-        np.save(self.folder / "lengths.npy", lengths)
-        np.save(self.folder / "loss_token_counts.npy", self._counts)
-        if self._prompts:
-            ends = np.cumsum([len(p) for p in self._prompts])
-            np.savez(self.folder / "prompts.npz", ids=np.concatenate(self._prompts), ends=ends)
-        if part.samples:
-            datasets.disable_progress_bars()
-            datasets.Dataset.from_file(str(self._stage)).save_to_disk(str(self.folder / "samples"))
-            part.length_median = int(np.median(lengths))
-            part.length_p95 = int(np.percentile(lengths, 95))
-            part.length_max = int(lengths.max())
-        self._stage.unlink()
-        part.prompts = len(self._prompts)
-        part.fingerprint = self._digest.hexdigest()
-        part.skipped = sorted(self._skipped.values(), key=lambda item: -item.count)
-        part.warnings = [
-            f"{text} ({count:,} rows, first: {self._first[text]})" for text, count in self._warnings.items()
-        ]
-        if self._repeated:
-            part.warnings.append(
-                f"{self._repeated:,} samples repeat an earlier one (first: {self._first_repeated}); kept"
-            )
+        part.fingerprint = f"{self._digest:032x}"
+        part.skipped = list(self._skipped.values())
+        part.warned = [Skipped(text, count, self._first[text], "") for text, count in self._warnings.items()]
+        (self.folder / PROGRESS).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""How components ask the dispatcher: one method per request, from any thread.
+"""The dispatcher's client: one method for each request, callable from any thread.
 
-Every request is answered or raises. A request that gets no answer is sent again on a new connection until the
-deadline: all requests may arrive twice (see `specbatch.dispatch.state`).
+Every call returns a reply or raises. A request without an answer is sent again on a new connection until the deadline,
+so any request may arrive twice (see `specbatch.dispatch.dispatcher`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import TypeVar
 import msgspec
 import zmq
 
+from specbatch.dispatch.connection_file import ConnectionFile
 from specbatch.dispatch.messages import (
     LONG_POLL_S,
     MAX_MESSAGE_BYTES,
     Alive,
+    Answer,
+    Answered,
     AnyRequest,
     Beat,
     Begin,
@@ -26,11 +29,18 @@ from specbatch.dispatch.messages import (
     Drain,
     Failed,
     Fault,
+    Follow,
+    Following,
     Go,
     Heartbeat,
     Join,
+    Launch,
+    Lead,
+    Led,
     Lost,
+    Over,
     Packs,
+    Prompts,
     Refused,
     Reply,
     Report,
@@ -42,33 +52,32 @@ from specbatch.dispatch.messages import (
     decode_reply,
     encode,
 )
-from specbatch.dispatch.rendezvous import Rendezvous
 from specbatch.errors import AttemptError, RunError
-from specbatch.manifest import Manifest, PackId
+from specbatch.pack_manifest import Manifest, PackId
 
 AnyReplyT = TypeVar("AnyReplyT", bound=Reply)
 TRY_S = LONG_POLL_S + 4.0
-"""After so long without an answer a request is sent again."""
+"""Seconds without an answer after which a request is sent again."""
 
 
 class DispatcherGone(AttemptError):
     """The dispatcher did not answer within the deadline: the head is gone, or cut off from here."""
 
 
-class RequestRefused(RunError):
-    """The dispatcher says that the request made no sense: a defect of the sender, or a world that is over."""
+class DispatcherRefused(RunError):
+    """The dispatcher refused the request as invalid: a defect of the sender, or ranks of a world that has ended."""
 
 
 class Client:
-    """Asks the dispatcher of one attempt.
+    """Sends requests to the dispatcher of one attempt.
 
     Args:
-        deadline_s: after so long without an answer a request raises `DispatcherGone`.
+        deadline_s: seconds without an answer after which a request raises `DispatcherGone`.
 
-    All methods raise `DispatcherGone` and `RequestRefused`.
+    All methods raise `DispatcherGone` and `DispatcherRefused`.
     """
 
-    def __init__(self, rendezvous: Rendezvous, *, deadline_s: float = 30.0) -> None:
+    def __init__(self, rendezvous: ConnectionFile, *, deadline_s: float = 30.0) -> None:
         self._rendezvous, self._deadline_s = rendezvous, deadline_s
         self._address = f"tcp://{rendezvous.host}:{rendezvous.dispatcher_port}"
         self._context = zmq.Context()
@@ -76,43 +85,59 @@ class Client:
         self._idle: list[zmq.Socket[bytes]] = []
         self._closed = False
         self._generation = 0
-        """Of the rank that joined."""
+        """Generation of the rank that joined."""
 
     def claim(self, engine: str, most: int) -> Claims:
-        """Packs to compute, at most ``most``; returns after at most about `LONG_POLL_S`, possibly without any."""
+        """Claim at most ``most`` packs to compute; returns after at most about `LONG_POLL_S`, possibly without any."""
         return self._ask(Claim(engine, most), Claims)
 
     def stored(self, engine: str, manifests: list[Manifest]) -> None:
         """Report what was put into the store. Claims that are no longer the engine's are ignored."""
         self._ask(Stored(engine, tuple(manifests)), Done)
 
+    def claim_prompts(self, engine: str, most: int) -> Prompts:
+        """Claim prompts to answer, as `claim` does packs."""
+        return self._ask(Claim(engine, most), Prompts)
+
+    def answered(self, engine: str, answers: list[Answer]) -> None:
+        """Hand over answers; returns when they are saved. Claims that are no longer the engine's are ignored."""
+        self._ask(Answered(engine, tuple(answers)), Done)
+
     def failed(self, engine: str, claim: int, why: str, fault: Fault = Fault.PACK) -> None:
-        """Give a claim back that can't be computed."""
+        """Give back a claim that can't be computed."""
         self._ask(Failed(engine, claim, why, fault), Done)
 
     def heartbeat(self, engine: str, claims: list[int], state: str, tokens_per_s: float = 0.0) -> Beat:
-        """Name every claim that is being worked on: those that are not named are given to others."""
+        """Send a heartbeat that names every claim in progress; claims that are not named are given to others."""
         return self._ask(Heartbeat(engine, tuple(claims), state, tokens_per_s), Beat)
+
+    def lead(self, engine: str, start: str, nodes: int, launch: Launch | None, over: Over = Over.NOT) -> Led:
+        """Report, as the first of an engine's nodes, what all of them run; return the state of the others."""
+        return self._ask(Lead(engine, start, nodes, launch, over), Led)
+
+    def follow(self, engine: str, node: int, host: str, launch: str, why: str) -> Following:
+        """Report what this further node of an engine runs, or why that ended; return what it should run."""
+        return self._ask(Follow(engine, node, host, launch, why), Following)
 
     def join(self, rank: int, world: int, segment: str, segment_bytes: int, step: int, generation: int = 0) -> None:
         """Join the world of ranks after ``step`` trained steps.
 
         Args:
-            generation: how often the ranks were started again (``TORCHELASTIC_RESTART_COUNT``).
+            generation: restarts of the ranks so far (``TORCHELASTIC_RESTART_COUNT``).
         """
         self._generation = generation
         self._ask(Join(rank, world, segment, segment_bytes, step, generation), Done)
 
     def wait(self, rank: int, packs: list[PackId]) -> Packs:
-        """Those of ``packs`` that are stored or void; after at most about `LONG_POLL_S` possibly none."""
+        """Return those of ``packs`` that are stored or void; after at most about `LONG_POLL_S`, possibly none."""
         return self._ask(Wait(rank, tuple(packs), self._generation), Packs)
 
     def begin(self, rank: int, step: int) -> Go:
-        """Whether the step may be trained; after at most about `LONG_POLL_S` possibly not yet."""
+        """Return whether the step may be trained; after at most about `LONG_POLL_S`, possibly "not yet"."""
         return self._ask(Begin(rank, step, self._generation), Go)
 
     def lost(self, rank: int, pack: PackId, claim: int, why: str) -> None:
-        """What this claim's manifest names is not there, or not what it was: have it computed again."""
+        """Report that objects of this claim's manifest are missing or changed, so that the pack is computed again."""
         self._ask(Lost(rank, pack, claim, why, self._generation), Done)
 
     def trained(self, rank: int, step: int) -> None:
@@ -120,19 +145,19 @@ class Client:
         self._ask(Trained(rank, step, self._generation), Done)
 
     def drain(self, why: str) -> None:
-        """End the attempt at the next step's boundary."""
+        """End the attempt after the current step."""
         self._ask(Drain(why), Done)
 
     def trouble(self, what: str, why: str) -> None:
-        """Tell people that something can't be written; or, with an empty reason, that it can again."""
+        """Report for people that something can't be written or, with an empty reason, that it can be again."""
         self._ask(Trouble(what, why), Done)
 
     def alive(self, name: str) -> None:
-        """Say that a component's task lives."""
+        """Report that a component's task is alive."""
         self._ask(Alive(name), Done)
 
     def status(self) -> Report:
-        """The state of all, for people."""
+        """Return the state of everything, for people."""
         return self._ask(Status(), Report)
 
     def close(self) -> None:
@@ -153,14 +178,14 @@ class Client:
                 if answer is not None:
                     return self._read(request, answer, expected)
         except zmq.ContextTerminated:
-            raise DispatcherGone("the connection to the dispatcher was closed here") from None
+            raise DispatcherGone("this process has closed its connection to the dispatcher") from None
         raise DispatcherGone(
             f"the dispatcher at {self._address} did not answer {type(request).__name__.lower()} "
             f"within {self._deadline_s:.0f} s"
         )
 
     def _try(self, data: bytes, timeout_s: float) -> bytes | None:
-        """Ask once. A connection that gave no answer is given up: what comes late is nobody's."""
+        """Send the request once. A connection that gave no answer is closed: a late reply is discarded."""
         connection = self._connection()
         good = False
         try:
@@ -197,9 +222,9 @@ class Client:
         try:
             reply = decode_reply(answer)
         except msgspec.DecodeError as error:
-            raise RequestRefused(f"the dispatcher's answer makes no sense: {error}") from error
+            raise DispatcherRefused(f"the dispatcher's answer makes no sense: {error}") from error
         if isinstance(reply, Refused):
-            raise RequestRefused(f"the dispatcher refused {type(request).__name__.lower()}: {reply.why}")
+            raise DispatcherRefused(f"the dispatcher refused {type(request).__name__.lower()}: {reply.why}")
         if not isinstance(reply, expected):
-            raise RequestRefused(f"the dispatcher answered {type(request).__name__} by {type(reply).__name__}")
+            raise DispatcherRefused(f"the dispatcher answered {type(request).__name__} by {type(reply).__name__}")
         return reply

@@ -1,33 +1,32 @@
-"""What the components say to each other: small typed structs, metadata only.
+"""Messages between the components: small typed structs with metadata only.
 
-Every request carries the attempt by being encrypted with its keys, and gets exactly one reply. ``wait``,
-``begin`` and ``claim`` are long polls: the server keeps the reply back until there is something to say,
-at most ``LONG_POLL_S``.
+A request is encrypted with the keys of its attempt and gets exactly one reply. ``wait``, ``begin`` and ``claim`` are
+long polls: the server holds the reply back until there is something to report, for at most ``LONG_POLL_S``.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from specbatch.manifest import Manifest, PackId
+from specbatch.pack_manifest import Manifest, PackId
 
 LONG_POLL_S = 1.0
 _T = TypeVar("_T")
 
 
 class Phase(enum.StrEnum):
-    """What everybody is to do."""
+    """The phase of the attempt, which tells all components what to do."""
 
     WORK = "work"
     """Engines claim, trainers train."""
     TRAINED = "trained"
-    """All steps are trained: engines may leave."""
+    """All steps are trained, or all prompts answered: engines may exit."""
     STOP = "stop"
-    """The attempt ends before its last step: trainers save after the step they were let into."""
+    """The attempt ends before its last step: trainers save after the step that they began."""
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
@@ -42,20 +41,20 @@ class Reply(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
 
 
 class Claim(Request, frozen=True):
-    """Give me packs to compute. Answered by `Claims`, possibly without any."""
+    """Requests packs to compute, or prompts to answer. Answered by `Claims` or `Prompts`, possibly without any."""
 
     engine: str
     most: int
-    """How many packs it can take now."""
+    """Number of packs, or prompts, that the engine can take now."""
 
 
 class Granted(msgspec.Struct, frozen=True):
-    """One claim: given once and never again."""
+    """One claim; its number is used only once."""
 
     claim: int
     pack: PackId
     segment: str
-    """Name of the store segment of the rank that will train the pack; empty: anywhere."""
+    """Name of the store segment of the rank that will train the pack; empty for any segment."""
 
 
 class Claims(Reply, frozen=True):
@@ -63,26 +62,66 @@ class Claims(Reply, frozen=True):
     phase: Phase
 
 
+class Prompt(msgspec.Struct, frozen=True):
+    """One claim for an answer; its number is used only once."""
+
+    claim: int
+    prompt: PackId
+    """Number of the row, from 1, and index of the answer, from 0."""
+    place: str
+    """File and line of the row, for people."""
+    row: bytes
+    """The row, as JSON."""
+
+
+class Prompts(Reply, frozen=True):
+    granted: tuple[Prompt, ...]
+    phase: Phase
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The result of a prompt."""
+
+    claim: int
+    prompt: PackId
+    row: bytes = b""
+    """The row with the target's answers, as JSON; empty if there is a reason."""
+    reason: str = ""
+    detail: str = ""
+    """Why there is no answer: the reason, by which they are counted, and details of this one."""
+    ways: tuple[str, ...] = ()
+    """How each answer of the conversation was written."""
+    tokens: int = 0
+    """Number of generated tokens."""
+
+
+class Answered(Request, frozen=True):
+    """Delivers results of prompts. Answered by `Done` once they are saved."""
+
+    engine: str
+    answers: tuple[Answer, ...]
+
+
 class Stored(Request, frozen=True):
-    """The objects of these claims are in the store. Answered by `Done`."""
+    """Reports that the objects of these claims are in the store. Answered by `Done`."""
 
     engine: str
     manifests: tuple[Manifest, ...]
 
 
 class Fault(enum.StrEnum):
-    """Whose fault it was that a claim failed."""
+    """Cause of a failed claim."""
 
     PACK = "pack"
-    """The pack's, as far as the engine can tell: several such failures make it void."""
+    """The pack is the cause, as far as the engine can tell: several such failures make it void."""
     FULL = "full"
     """There was no room in the store: the dispatcher makes the window smaller."""
     OTHER = "other"
-    """The engine or the store broke: the pack is as good as before."""
+    """The engine or the store broke: the pack is not to blame."""
 
 
 class Failed(Request, frozen=True):
-    """A claim could not be computed. Answered by `Done`."""
+    """Reports that a claim could not be computed. Answered by `Done`."""
 
     engine: str
     claim: int
@@ -91,12 +130,12 @@ class Failed(Request, frozen=True):
 
 
 class Heartbeat(Request, frozen=True):
-    """An engine lives and works on these claims. Answered by `Beat`."""
+    """Reports that an engine is alive and works on these claims. Answered by `Beat`."""
 
     engine: str
     claims: tuple[int, ...]
     state: str
-    """For people: ``starting``, ``ready``, ``restarting``, ..."""
+    """State for people: ``starting``, ``ready``, ``restarting``, ..."""
     tokens_per_s: float = 0.0
 
 
@@ -106,15 +145,84 @@ class Beat(Reply, frozen=True):
     """Claims among those named that are no longer the engine's."""
 
 
+# Nodes of an engine that spans several
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """A server on several nodes: what each of them starts, with its own rank."""
+
+    id: str
+    """Differs from that of every earlier launch."""
+    address: str
+    """Host and port on the first node at which the ranks meet."""
+    arguments: dict[str, Any]
+    environment: dict[str, str]
+    files: dict[str, bytes]
+    """Contents of files, by the variable that names the file."""
+    threads: int | None
+
+
+class Over(enum.StrEnum):
+    """How an engine's first node ended."""
+
+    NOT = ""
+    LEFT = "left"
+    """The work is complete."""
+    INCOMPLETE = "incomplete"
+    """Another node was lost: all have to be restarted."""
+
+
+class Lead(Request, frozen=True):
+    """Reports that the first node of an engine is alive, and what it has launched, if anything. Answered by `Led`."""
+
+    engine: str
+    start: str
+    """Differs from that of every earlier start of this engine."""
+    nodes: int
+    launch: Launch | None
+    over: Over = Over.NOT
+
+
+class Led(Reply, frozen=True):
+    hosts: tuple[str, ...]
+    """Further nodes that are present."""
+    problem: str
+    """Why the launched server can't continue; empty if it can."""
+    gone: bool
+    """Whether the reason is a silent node."""
+
+
+class Follow(Request, frozen=True):
+    """Reports that a further node of an engine is alive. Answered by `Following`."""
+
+    engine: str
+    node: int
+    """From 1."""
+    host: str
+    launch: str
+    """Id of the last launch that it started; empty if none yet."""
+    why: str
+    """Why its part of that launch ended; empty while it runs."""
+
+
+class Following(Reply, frozen=True):
+    launch: Launch | None
+    over: Over
+    beats: int
+    """Number of reports from the first node, over all starts of the engine."""
+    silent: bool
+    """Whether the first node has reported before, but no longer does."""
+
+
 # Trainer ranks
 
 
 class Join(Request, frozen=True):
-    """A rank starts, or starts again, after ``step`` trained steps. Answered by `Done`.
+    """Reports that a rank starts or restarts after ``step`` trained steps. Answered by `Done`.
 
-    Segments of ranks that are gone took their objects with them, so what was stored there is free again.
-    A step below the last trained one rewinds the window. A world is complete when all its ranks joined;
-    `Go` is given to a complete world only.
+    When ranks end, the objects in their memory are gone, so packs that were stored there are free again. A step below
+    the last trained one rewinds the window. A world (the ranks of one start) is complete when all its ranks have
+    joined; only a complete world gets `Go`.
     """
 
     rank: int
@@ -123,13 +231,13 @@ class Join(Request, frozen=True):
     segment_bytes: int
     step: int
     generation: int = 0
-    """How often the ranks were started again: those of one world have the same number, a later one's world replaces
-    it, and what ranks of an earlier one still say is refused. Where nobody counts, a rank that joins again with other
-    memory starts a new world."""
+    """Restarts of the ranks so far, the same for all ranks of a world. A later world replaces an earlier one, whose
+    ranks' requests are refused from then on. Without a count, a rank that joins again with other memory starts a new
+    world."""
 
 
 class Wait(Request, frozen=True):
-    """Where are these packs? Answered by `Packs` as soon as one of them is there."""
+    """Asks where packs are stored. Answered by `Packs` as soon as one of them is stored."""
 
     rank: int
     packs: tuple[PackId, ...]
@@ -139,14 +247,14 @@ class Wait(Request, frozen=True):
 class Packs(Reply, frozen=True):
     stored: tuple[Manifest, ...]
     void: tuple[tuple[PackId, str], ...]
-    """Packs that no engine can compute, and why: they train as zero."""
+    """Packs that no engine can compute, and why; they train as zero."""
     phase: Phase
 
 
 class Begin(Request, frozen=True):
-    """May I train this step? Answered by `Go`.
+    """Asks whether a step may be trained. Answered by `Go`.
 
-    The answer is the same for all ranks of a step: once one was let in, all are.
+    The answer is the same for all ranks of a step: once one rank may begin it, all may.
     """
 
     rank: int
@@ -156,13 +264,13 @@ class Begin(Request, frozen=True):
 
 class Go(Reply, frozen=True):
     go: bool
-    """False: ask again, or stop if the phase says so."""
+    """Whether to begin. If false, ask again, or stop if the phase says so."""
     phase: Phase
     why: str = ""
 
 
 class Lost(Request, frozen=True):
-    """What this claim's manifest names is not in the store, or not what it was. Answered by `Done`."""
+    """Reports that objects of this claim's manifest are missing or changed. Answered by `Done`."""
 
     rank: int
     pack: PackId
@@ -172,40 +280,40 @@ class Lost(Request, frozen=True):
 
 
 class Trained(Request, frozen=True):
-    """A rank finished a step and removed its packs from the store. Answered by `Done`."""
+    """Reports that a rank finished a step and removed its packs from the store. Answered by `Done`."""
 
     rank: int
     step: int
     generation: int = 0
 
 
-# Anybody
+# Any component
 
 
 class Drain(Request, frozen=True):
-    """End the attempt at the next step's boundary. Answered by `Done`."""
+    """Asks to end the attempt after the current step. Answered by `Done`."""
 
     why: str
 
 
 class Trouble(Request, frozen=True):
-    """Something can't be written, and training goes on all the same. Answered by `Done`."""
+    """Reports that a file can't be written, although training continues. Answered by `Done`."""
 
     what: str
-    """As ``snapshot``."""
+    """Kind of the file, for example ``snapshot``."""
     why: str
-    """Empty: it is over."""
+    """The reason; empty if the file can be written again."""
 
 
 class Alive(Request, frozen=True):
-    """A component's task lives, and its node reaches the head's. Answered by `Done`."""
+    """Reports that a component's task is alive and its node reaches the head. Answered by `Done`."""
 
     name: str
     """``inference-0``"""
 
 
 class Status(Request, frozen=True):
-    """Answered by `Report`."""
+    """Asks for the state of everything. Answered by `Report`."""
 
 
 class Done(Reply, frozen=True):
@@ -213,7 +321,7 @@ class Done(Reply, frozen=True):
 
 
 class Refused(Reply, frozen=True):
-    """The request made no sense here; the sender's mistake."""
+    """The request was invalid: the sender's mistake."""
 
     why: str
 
@@ -225,25 +333,28 @@ class EngineReport(msgspec.Struct, frozen=True):
     last_heard_s: float
     tokens_per_s: float
     packs: int
-    """Packs that it stored."""
+    """Number of packs that it stored."""
 
 
 class Refusals(msgspec.Struct, frozen=True):
-    """What the server refused since it started."""
+    """Counts of what the server has refused since it started."""
 
     peers: int = 0
-    """Connections without the attempt's key."""
+    """Connections with another key than the attempt's, or of another protocol."""
+    left: int = 0
+    """Connections that the peer closed before it identified itself: a process that ended while it connected, or a port
+    scan. These count as left, not as refused."""
     messages: int = 0
-    """Messages of known peers that were no request, or too long."""
+    """Messages of known peers that were not requests, or too long."""
     requests: int = 0
-    """Requests that made no sense."""
+    """Invalid requests."""
 
 
 class Report(Reply, frozen=True):
     phase: Phase
     why: str
     step: int
-    """Steps that all ranks trained."""
+    """Number of steps that all ranks have trained."""
     steps: int
     free: int
     claimed: int
@@ -253,44 +364,60 @@ class Report(Reply, frozen=True):
     budget_bytes: int
     engines: tuple[EngineReport, ...]
     ranks: int
-    """Ranks that joined."""
+    """Number of ranks that have joined."""
     waiting: tuple[tuple[int, PackId], ...]
-    """Which rank waits for which pack."""
+    """Ranks, and the pack that each waits for."""
     lost: int
     failed: int
     void: tuple[tuple[PackId, str], ...]
     error: str = ""
-    """Why the run can never go on like this; empty if it can."""
+    """Why the run can never continue with this configuration; empty if it can."""
     refused: Refusals = Refusals()
     troubles: tuple[tuple[str, str], ...] = ()
-    """What can't be written, and why."""
+    """Kinds of files that can't be written, and why."""
 
 
-PackRequest = Claim | Stored | Failed | Heartbeat | Join | Wait | Begin | Lost | Trained | Drain | Status | Trouble
-"""What the state machine answers."""
+PackRequest = (
+    Claim
+    | Answered
+    | Stored
+    | Failed
+    | Heartbeat
+    | Lead
+    | Follow
+    | Join
+    | Wait
+    | Begin
+    | Lost
+    | Trained
+    | Drain
+    | Status
+    | Trouble
+)
+"""Requests that the state machine answers."""
 AnyRequest = PackRequest | Alive
-AnyReply = Claims | Beat | Packs | Go | Done | Refused | Report
+AnyReply = Claims | Prompts | Beat | Led | Following | Packs | Go | Done | Refused | Report
 
 
 MAX_MESSAGE_BYTES = 16 << 20
-"""Longer messages are refused; a manifest takes some 80 bytes a chunk."""
+"""Longer messages are refused; a manifest takes some 80 bytes per chunk."""
 CUT_OFF_BYTES = 256 << 20
-"""So much is read of a message, to refuse it in words and count it. ZeroMQ ends the connection of a longer one and
-tells nobody; without that bound, one message could take all memory of the head's node."""
+"""Longest message that is read, so that it can be refused with a reason and counted. ZeroMQ closes the
+connection of a longer one without notice. Without a bound, one message could fill the memory of the head's node."""
 
 encode = msgspec.msgpack.Encoder().encode
-"""Any request or reply as it goes over the wire."""
+"""Encodes a request or reply for the wire."""
 _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
 _replies: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply)
 
 
 def decode_request(data: bytes) -> AnyRequest:
-    """Validated; raises `msgspec.DecodeError`, and nothing else, whatever the data."""
+    """Decode and validate a request. Raises only `msgspec.DecodeError`, whatever the data."""
     return _decode(_requests.decode, data)
 
 
 def decode_reply(data: bytes) -> AnyReply:
-    """As `decode_request`."""
+    """Decode and validate a reply. Raises the same as `decode_request`."""
     return _decode(_replies.decode, data)
 
 
@@ -298,5 +425,5 @@ def _decode(decode: Callable[[bytes], _T], data: bytes) -> _T:
     try:
         return decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
-        # msgspec lets them pass: a string that is no UTF-8, and lists in lists without end.
+        # msgspec accepts strings that are not UTF-8, and lists nested without limit.
         raise msgspec.DecodeError(f"{type(error).__name__}: {error}") from error

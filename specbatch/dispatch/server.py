@@ -1,8 +1,8 @@
 """The dispatcher's server: one thread between the sockets and the state machine.
 
-Only holders of the attempt's client key get in (CURVE), so a component of another attempt is refused before it
-says a word. Requests without an answer yet are held back and answered on the next change, or after `LONG_POLL_S`.
-What may take long, removing garbage from the store, has a thread of its own.
+Only holders of the attempt's client key can connect (CURVE), so a component of another attempt is refused before it
+sends a request. Requests that can't be answered yet are held and answered at the next change, or after `LONG_POLL_S`.
+Removing garbage from the store may take long and has its own thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
+from specbatch.dispatch.connection_file import Keys
 from specbatch.dispatch.messages import (
     CUT_OFF_BYTES,
     LONG_POLL_S,
@@ -38,26 +39,54 @@ from specbatch.dispatch.messages import (
     decode_request,
     encode,
 )
-from specbatch.dispatch.rendezvous import Keys
-from specbatch.dispatch.state import Dispatcher
-from specbatch.manifest import PackId, claim_prefix
+from specbatch.free_ports import free_ports, restricted
+from specbatch.pack_manifest import PackId, claim_prefix
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 BATCH = 256
-"""Most messages that are read before those held back are looked at again."""
+"""Most messages that are read before held requests are looked at again."""
 REMOVE_TRIES = 5
 
 
 class WriteEvent(Protocol):
-    """Takes note of something that happened; called in the server's thread, and must not block for long."""
+    """Records an event; called in the server's thread, so it must not block for long."""
 
     def __call__(self, event: str, /, **facts: object) -> None: ...
 
 
+class StateMachine(Protocol):
+    """The served state machine, such as `specbatch.dispatch.dispatcher.Dispatcher`."""
+
+    def handle(self, request: PackRequest, now: float, *, last: bool = False) -> AnyReply | None:
+        """Answer a request; None if it should be handled again once `version` has changed."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Take back the claims of engines that are silent or stuck."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a held request may have an answer."""
+        ...
+
+    def take_events(self) -> list[tuple[str, dict[str, object]]]:
+        """Return the events since the last call."""
+        ...
+
+    def take_garbage(self) -> list[tuple[PackId, int | None]]:
+        """Return the claims whose objects became unneeded since the last call."""
+        ...
+
+    def report(self, now: float) -> Report:
+        """Return the state of everything."""
+        ...
+
+
 @dataclass(slots=True)
-class _Held:
+class _HeldRequest:
     """A request without an answer yet."""
 
     envelope: list[bytes]
@@ -66,21 +95,21 @@ class _Held:
 
 
 class Server:
-    """Serves a dispatcher until it is stopped; a context manager.
+    """Serves a dispatcher, of packs or of prompts, until it is stopped; a context manager.
 
-    The port is bound when it is made, and answered on once it is entered or started.
+    The constructor binds the port; requests are answered once the server is entered or started.
 
     Args:
-        keys: of the attempt.
+        keys: keys of the attempt.
         host: address to listen on; only it is bound.
         run: the run's id, the first part of the keys in the store.
-        event: gets every event's name and facts.
+        event: is called with every event's name and facts.
         remove_prefix: removes objects from the store by the beginning of their keys; may block and raise.
     """
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: StateMachine,
         keys: Keys,
         host: str,
         *,
@@ -102,22 +131,34 @@ class Server:
         self._socket.setsockopt(zmq.MAXMSGSIZE, CUT_OFF_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self.port = self._socket.bind_to_random_port(f"tcp://{host}")
+        self.port = self._listen(host)
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         )
         self._lock = threading.Lock()
         self._drains: SimpleQueue[str] = SimpleQueue()
         self._garbage: SimpleQueue[tuple[PackId, int | None] | None] = SimpleQueue()
-        self._held: dict[object, _Held] = {}
+        self._held: dict[object, _HeldRequest] = {}
         self._heard: dict[str, float] = {}
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._refused = Refusals()
 
+    def _listen(self, host: str) -> int:
+        if not restricted():
+            return self._socket.bind_to_random_port(f"tcp://{host}")
+        while True:
+            (port,) = free_ports(host, 1)
+            try:
+                self._socket.bind(f"tcp://{host}:{port}")
+            except zmq.ZMQError:
+                # Another process took the port first.
+                continue
+            return port
+
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer requests."""
         self._threads = [
             threading.Thread(target=self._serve, name="dispatcher", daemon=True),
             threading.Thread(target=self._remove_garbage, name="garbage", daemon=True),
@@ -126,7 +167,7 @@ class Server:
             thread.start()
 
     def stop(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering requests."""
         self._stop.set()
         self._garbage.put(None)
         for thread in self._threads:
@@ -146,7 +187,7 @@ class Server:
         """The state of all.
 
         Raises:
-            RuntimeError: if the server's thread ended by an error, which is a defect.
+            RuntimeError: the server's thread ended by an error, which is a defect.
         """
         if self._failure is not None:
             raise RuntimeError("the dispatcher's thread ended") from self._failure
@@ -154,13 +195,13 @@ class Server:
             return self._with_refusals(self._dispatcher.report(time.monotonic()))
 
     def silent(self) -> dict[str, float]:
-        """Seconds since each component's task last said that it lives."""
+        """Return the seconds since the last sign of life of each component's task."""
         with self._lock:
             now = time.monotonic()
             return {name: now - heard for name, heard in self._heard.items()}
 
     def drain(self, why: str) -> None:
-        """End the attempt at the next step's boundary; can be called in a signal handler."""
+        """End the attempt after the current step; can be called in a signal handler."""
         self._drains.put(why)
 
     def _serve(self) -> None:
@@ -168,7 +209,7 @@ class Server:
             self._answer_until_stopped()
         except BaseException as error:  # shown to whoever asks for a report
             self._failure = error
-            log.exception("dispatcher ended by an error")
+            logger.exception("dispatcher ended by an error")
 
     def _answer_until_stopped(self) -> None:
         poller = zmq.Poller()
@@ -204,23 +245,25 @@ class Server:
         try:
             self._event(name, **facts)
         except OSError as error:
-            # A full disk: the event is lost, and the run is not.
-            log.warning("event not written event=%s why=%s", name, error)
+            # A full disk loses the event, but must not end the run.
+            logger.warning("event not written event=%s why=%s", name, error)
 
     def _let_in(self) -> None:
-        """Answer libzmq's question who may connect (RFC 27, ZAP)."""
+        """Answer libzmq's requests to authenticate a connection (RFC 27, ZAP)."""
         version, request_id, _domain, address, _identity, mechanism, *credentials = self._door.recv_multipart()
         known = mechanism == b"CURVE" and credentials == [self._allowed]
         if not known:
-            log.warning("refused a connection with another attempt's key address=%s", address.decode(errors="replace"))
+            logger.warning(
+                "refused a connection with another attempt's key address=%s", address.decode(errors="replace")
+            )
         verdict = (b"200", b"OK") if known else (b"400", b"not a key of this attempt")
         self._door.send_multipart([version, request_id, *verdict, b"", b""])
 
     def _count_failed_handshakes(self) -> None:
-        """Whoever had another key, none, or did not speak the protocol: libzmq has closed the connection."""
+        """Count peers with another key or protocol, and peers that left before their key was seen."""
         while self._monitor.poll(0):
-            recv_monitor_message(self._monitor)
-            self._refuse(peers=1)
+            left = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            self._refuse(**{"left" if left else "peers": 1})
 
     def _refuse(self, **one: int) -> None:
         """Count."""
@@ -240,19 +283,18 @@ class Server:
             try:
                 request = _request_in(frames)
             except msgspec.DecodeError as error:
-                log.warning("refused a message that is no request why=%s", error)
+                logger.warning("refused an invalid message why=%s", error)
                 self._send(envelope, Refused(f"not a request: {error}"), messages=1)
                 continue
             if isinstance(request, Alive):
                 self._heard[request.name] = now
                 self._send(envelope, Done())
             else:
-                self._handle(_Held(envelope, request, now + LONG_POLL_S), now)
+                self._handle(_HeldRequest(envelope, request, now + LONG_POLL_S), now)
 
-    def _handle(self, held: _Held, now: float) -> None:
+    def _handle(self, held: _HeldRequest, now: float) -> None:
         if isinstance(held.request, Claim):
-            # A claim that is sent again takes the place of the first: what would be granted to that one is
-            # granted to nobody.
+            # A claim that is sent again replaces the first one: a pack granted to an abandoned request would be lost.
             key: object = held.request.engine
         else:
             key = tuple(held.envelope)
@@ -278,7 +320,7 @@ class Server:
         try:
             self._socket.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
         except zmq.Again:
-            log.warning("a reply could not be sent; its receiver will ask again")
+            logger.warning("a reply could not be sent; its receiver will ask again")
 
     def _heed_drains(self, now: float) -> None:
         while True:
@@ -289,7 +331,7 @@ class Server:
             self._dispatcher.handle(Drain(why), now)
 
     def _remove_garbage(self) -> None:
-        """Remove what nobody needs; what can't be removed now is tried again a little later."""
+        """Remove objects that are no longer needed; failures are tried again a little later."""
         while (item := self._garbage.get()) is not None:
             pack, claim = item
             prefix = claim_prefix(self._run_id, self._attempt, pack, claim or 0)
@@ -300,16 +342,16 @@ class Server:
                     self._remove_prefix(prefix)
                     break
                 except Exception as error:  # the store's, of any kind: garbage must never end the run
-                    log.warning("garbage not removed prefix=%s tries=%d why=%s", prefix, tries, error)
+                    logger.warning("garbage not removed prefix=%s tries=%d why=%s", prefix, tries, error)
                     if self._stop.wait(tries):
                         return
 
 
 def _request_in(frames: list[bytes]) -> AnyRequest:
-    """What a peer sent: its name, nothing, and a request.
+    """Return the request in a peer's frames: its name, an empty frame, and the request.
 
     Raises:
-        msgspec.DecodeError: it is none.
+        msgspec.DecodeError: it is not a valid request.
     """
     size = sum(map(len, frames))
     if size > MAX_MESSAGE_BYTES:

@@ -1,10 +1,10 @@
-"""The window: the packs from the last trained step forward, as far as the store has room. Pure.
+"""The window: packs after the last trained step, as many as fit into the store. Pure.
 
-Packs enter in plan order and leave with their step. A pack that entered keeps its bytes reserved until it
-leaves, whatever happens to it in between, so what is reserved never exceeds what the store can hold.
+Packs enter in plan order and leave with their step. A pack's bytes stay reserved from entering to leaving, whatever
+happens to it, so stored bytes never exceed the capacity of the store.
 
-Held-out packs stand before all others after every restart, are needed for the first step that is begun, and leave
-with it: by then the ranks have copied them.
+After each restart, held-out packs come before all others. They are needed for the first step and leave with it, once
+the ranks have copied them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from specbatch.manifest import Manifest, PackId
-from specbatch.plan import Pack, Plan
+from specbatch.pack_manifest import Manifest, PackId
+from specbatch.plan import Pack, PackPlan
 
 
 class State(enum.Enum):
-    """Of a pack in the window."""
+    """State of a pack in the window."""
 
     FREE = "free"
     CLAIMED = "claimed"
@@ -34,39 +34,39 @@ class Entry:
 
     id: PackId
     step: int
-    """That trains it; 0: none, it is held out."""
+    """Step that trains the pack; 0 for held-out packs, which are not trained."""
     rank: int
-    """Who will train it, and hold it until then; of ranks that train it together, one."""
+    """Rank that stores the pack in its memory until it is trained; one of those that train it."""
     bytes: int
     state: State = State.FREE
     claim: int = 0
-    """The claim that computes it or stored it."""
+    """Claim that computes or has stored the pack."""
     engine: str = ""
     since_s: float = 0.0
-    """When it was claimed."""
+    """Time of the claim."""
     manifest: Manifest | None = None
     not_before_s: float = 0.0
-    """It is not handed out earlier."""
+    """Time before which the pack is not handed out."""
     avoid: dict[str, float] = field(default_factory=dict)
-    """Engines that another one is preferred to, and until when."""
+    """Engines to avoid for this pack, each with the time until which others are preferred."""
     suspect: bool = False
-    """Objects of dead claims may lie in the store."""
+    """Whether the store may have objects of dead claims."""
 
 
 class Window:
-    """Which packs are in play, and which of them can be handed out.
+    """The packs that have entered, and which of them can be handed out.
 
     Args:
-        steps: last step to be trained, of the plan's.
-        bytes_of: what the pack at ``(epoch, index)`` with these samples will occupy in the store.
+        steps: last step of the plan to be trained.
+        bytes_of: returns the bytes that the pack ``(epoch, index)`` with these samples will occupy in the store.
         void: packs that train as zero, and why; owned by the caller, who may add to it.
-        new_claim: gives numbers for the packs that need no engine.
-        ranks_per_pack: ranks that train each pack together: neighbours, who hold their packs in turn.
+        new_claim: returns claim numbers for packs that need no engine.
+        ranks_per_pack: ranks that train each pack together: consecutive ones, which take turns in storing packs.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: PackPlan,
         steps: int,
         bytes_of: Callable[..., int],
         void: dict[PackId, str],
@@ -91,13 +91,13 @@ class Window:
         self._suspects: set[PackId] = set()
 
     def restart(self, step: int, ranks: int, capacity: int) -> list[Entry]:
-        """Begin anew after ``step``, with ``capacity`` bytes; nothing is handed out while ``ranks`` is 0.
+        """Restart after ``step``, with ``capacity`` bytes; nothing is handed out while ``ranks`` is 0.
 
         Returns:
             the entries that were in the window.
         """
         dropped = list(self._admitted)
-        # Those ahead may have been in the window, too, before the store was full.
+        # Those ahead may also have been in the window, before the store was full.
         self._suspects.update(entry.id for entry in [*dropped, *self._ahead] if entry.claim or entry.suspect)
         self.step = self._ahead_step = step
         self._ranks, self.capacity, self.budget, self.reserved, self.error = ranks, capacity, capacity, 0, ""
@@ -112,10 +112,10 @@ class Window:
         return dropped
 
     def extend(self, more: int) -> int:
-        """Let packs enter: those of the next step in any case, and ``more`` free ones within the budget.
+        """Let packs enter: always those of the next step, and ``more`` free ones within the budget.
 
         Returns:
-            how many packs entered that can be handed out.
+            number of packs that entered and can be handed out.
         """
         entered = 0
         while self._ranks and (self._ahead or self._ahead_step < self.steps):
@@ -129,7 +129,7 @@ class Window:
         return entered
 
     def take(self, most: int, last_step: int, usable: Callable[[Entry], bool]) -> list[Entry]:
-        """Free packs in plan order, of steps up to ``last_step``, that are ``usable``."""
+        """Return ``usable`` free packs of steps up to ``last_step``, in plan order."""
         taken: list[Entry] = []
         passed: list[PackId] = []
         while self._free and len(taken) < most:
@@ -149,16 +149,16 @@ class Window:
         return taken
 
     def claim(self, entry: Entry, claim: int, engine: str, now: float) -> None:
-        """Hand a free pack out."""
+        """Hand out a free pack."""
         entry.state, entry.claim, entry.engine, entry.since_s = State.CLAIMED, claim, engine, now
 
     def store(self, entry: Entry, manifest: Manifest) -> None:
-        """Its claim put it into the store."""
+        """Mark an entry as stored by its claim."""
         entry.state, entry.manifest = State.STORED, manifest
         self._ready[entry.step] += 1
 
     def free(self, entry: Entry) -> None:
-        """Back to be handed out; in plan order it comes before all that were never claimed."""
+        """Make an entry free again; in plan order it comes before all that were never claimed."""
         if entry.state is State.STORED:
             self._ready[entry.step] -= 1
         entry.state, entry.manifest, entry.claim, entry.engine = State.FREE, None, 0, ""
@@ -166,17 +166,17 @@ class Window:
         heapq.heappush(self._free, entry.id)
 
     def void(self, entry: Entry) -> None:
-        """No engine can compute it."""
+        """Mark an entry that no engine can compute."""
         entry.state, entry.manifest, entry.claim, entry.engine = State.VOID, None, 0, ""
         self._ready[entry.step] += 1
 
     def complete(self, step: int) -> bool:
-        """Whether all packs of a step are stored or void, and the held-out ones, if they have not left yet."""
+        """Return whether all packs of a step, and held-out packs that have not left yet, are stored or void."""
         heldout = len(self._plan.heldout)
         return self._ready.get(step, 0) == self._plan.packs_per_step and self._ready.get(0, heldout) == heldout
 
     def leave(self) -> list[Entry]:
-        """The next step is trained: its packs leave, and are returned."""
+        """Remove the packs of the next step, which is trained, and return them."""
         self.step += 1
         left: list[Entry] = []
         while self._admitted and self._admitted[0].step <= self.step:
@@ -191,13 +191,13 @@ class Window:
         return left
 
     def shrink(self, keep_through: int) -> list[Entry]:
-        """The store was full before the budget was used: make do with a tenth less.
+        """Reduce the budget by a tenth, since the store was full before it was used up.
 
         Args:
-            keep_through: packs of steps up to this one stay in any case.
+            keep_through: packs of steps up to this one always stay.
 
         Returns:
-            the farthest packs, which left the window and will enter it again later; with their old state.
+            the last packs in plan order, which left the window and will enter it again later; with their old state.
         """
         keep_through = max(keep_through, self.step + 1)
         self.budget = self.budget * 9 // 10
@@ -214,7 +214,7 @@ class Window:
         return left
 
     def count(self) -> dict[State, int]:
-        """Packs in each state."""
+        """Return the number of packs in each state."""
         counts = dict.fromkeys(State, 0)
         for entry in self._admitted:
             counts[entry.state] += 1
@@ -234,7 +234,7 @@ class Window:
             heapq.heappush(self._free, entry.id)
 
     def _look_ahead(self) -> bool:
-        """Work out the packs of the next step; False if the store can't hold them all at once."""
+        """Compute the packs of the next step; return false if the store can't hold all of them at once."""
         step = self._ahead_step + 1
         together = self._ranks_per_pack
         rank_of = {
@@ -260,7 +260,7 @@ class Window:
         return True
 
     def _heldout(self, ranks: int) -> list[Entry]:
-        """The held-out packs, in the plan's order."""
+        """Return the held-out packs, in the plan's order."""
         dealt = enumerate(self._plan.assign_heldout(ranks))
         return sorted((self._entry(pack, 0, rank) for rank, packs in dealt for pack in packs), key=lambda e: e.id)
 

@@ -1,4 +1,4 @@
-"""The README of an exported draft: what it is, and the commands that serve it."""
+"""Writes the README of an exported draft: a description, and the commands that serve it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from specbatch.evaluations import evaluation_text
+from specbatch.evaluation.history import evaluation_text
 from specbatch.rundir import read_json, write_json, write_whole
-from specbatch.training.drafts import files
 
 ABOUT = "specbatch.json"
-"""Where an export comes from, and what it was measured to do; only a directory that has it is ever replaced."""
+"""File with an export's origin and measurements; only a directory that has it is ever replaced."""
 _MEASURED = ("acceptance_length", "draft_tokens", "prompts", "identical", "dtype", "sglang")
 
 
 def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
-    """Markdown with the hub's metadata on top.
+    """Return Markdown with the hub's metadata on top.
 
     Args:
         about: ``specbatch.json``.
         config: ``config.json``.
     """
-    target, tokens, algorithm = about["target"], about["draft_tokens"], about["algorithm"]
-    title, sglang = files(algorithm).TITLE, files(algorithm).SGLANG
-    vllm = json.dumps({"method": algorithm, "model": "DRAFT", "num_speculative_tokens": tokens})
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sglang.items())
+    target, algorithm = about["target"], about["algorithm"]
     lines = [
         "---",
         "library_name: transformers",
@@ -34,15 +30,15 @@ def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
         *([] if target.startswith("/") else [f"base_model: {target}"]),
         "---",
         "",
-        f"# {title} draft for {target.rstrip('/').rsplit('/', 1)[-1]}",
+        f"# {about['title']} draft for {target.rstrip('/').rsplit('/', 1)[-1]}",
         "",
         f"Trained by specbatch {about['specbatch']}, run `{about['run']}`, optimizer step {about['step']}, from the",
         f"hidden states of `{target}` (fingerprint `{about['target_fingerprint']}`).",
-        f"Its head has {config['draft_vocab_size']} of the target's {config['vocab_size']} tokens.",
+        *_vocabulary(config),
     ]
     accuracy = [f"{a:.3f}" if a is not None else "-" for a in about["training_accuracy"] or []]
     if accuracy:
-        lines += ["", f"Accuracy of the unrolled steps in that step's training: {', '.join(accuracy)}."]
+        lines += ["", f"Accuracy in that step's training, by proposed token: {', '.join(accuracy)}."]
     if about.get("heldout"):
         lines += ["", f"On held-out data, from stored hidden states: {evaluation_text(about['heldout'])}."]
     if measured := about.get("evaluation"):
@@ -57,26 +53,53 @@ def model_card(about: dict[str, Any], config: dict[str, Any]) -> str:
         "Serve it, with this directory as `DRAFT`:",
         "",
         "```bash",
-        f"python -m sglang.launch_server --model-path {shlex.quote(target)} {options} \\",
-        f"    --speculative-draft-model-path DRAFT --speculative-num-steps {tokens} \\",
-        f"    --speculative-num-draft-tokens {tokens + 1}",
-        f"vllm serve {shlex.quote(target)} \\",
-        f"    --speculative-config '{vllm}'",
+        *_commands(target, about["serve"]),
         "```",
     ]
+    if about.get("sglang_needs_specbatch"):
+        lines += [
+            "",
+            "SGLang's own class for this target gives drafts other states than the outputs of its layers, from which",
+            "this one has learnt. Install specbatch with SGLang: its plugin repairs the class.",
+        ]
     if "speculators_config" in config:
         lines += ["", "`speculators` loads the directory with `SpeculatorModel.from_pretrained`."]
+    if note := about.get("note"):
+        lines += ["", note]
     return "\n".join(lines) + "\n"
 
 
+def _vocabulary(config: dict[str, Any]) -> list[str]:
+    if "draft_vocab_size" not in config:
+        return []
+    return [f"Its head has {config['draft_vocab_size']} of the target's {config['vocab_size']} tokens."]
+
+
+def _commands(target: str, serve: dict[str, Any]) -> list[str]:
+    """Return shell commands that serve the draft, for each engine that supports it."""
+    lines = []
+    if sglang := serve.get("sglang"):
+        options = [f"--{name.replace('_', '-')} {value}" for name, value in sglang.items()]
+        lines += [
+            f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\",
+            f"    --speculative-draft-model-path DRAFT {' '.join(options)}",
+        ]
+    if vllm := serve.get("vllm"):
+        lines += [
+            f"vllm serve {shlex.quote(target)} \\",
+            f"    --speculative-config '{json.dumps({**vllm, 'model': 'DRAFT'})}'",
+        ]
+    return lines
+
+
 def tell_measured(draft: Path, evaluation: dict[str, Any]) -> None:
-    """Put what was measured of a draft into its directory, if specbatch wrote that.
+    """Write the measurements of a draft into its directory, if specbatch wrote that directory.
 
     Args:
-        evaluation: as `specbatch.evaluate.evaluate` gives it.
+        evaluation: result of `specbatch.evaluation.serving.evaluate`.
     """
     about = read_json(draft / ABOUT)
-    if about is None or "algorithm" not in about:  # of others, or of a version that did not say it
+    if about is None or "serve" not in about:  # written by another program, or by a version without this
         return
     about["evaluation"] = {name: evaluation[name] for name in _MEASURED}
     write_json(draft / ABOUT, about)

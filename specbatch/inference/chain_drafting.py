@@ -1,9 +1,9 @@
-"""EAGLE-3 with a chain of drafts, greedy, in plain PyTorch: what SGLang has as GPU kernels only.
+"""Greedy EAGLE-3 with a chain of drafts in plain PyTorch, for parts that SGLang has only as GPU kernels.
 
-With one candidate a position the tree of drafts is a chain: token ``i`` of a request's ``width`` tokens follows token
-``i - 1``, the first one is the last token that the target itself chose, and plain causal attention is all the mask that
-verification needs. Each function has the parameters of the one that it stands for, and writes to the same tensors.
-`specbatch.inference.cpu_speculative` puts them in place.
+With one candidate per position the tree of drafts is a chain: token ``i`` of a request's ``width`` tokens follows
+token ``i - 1``, the first one is the last token that the target itself chose, and plain causal attention is all the
+mask that verification needs. Each function has the parameters of the one that it replaces, and writes to the same
+tensors. `specbatch.inference.cpu_speculative` puts them in place.
 
 Shapes: ``requests`` in the batch, ``width`` = drafts + 1 rows of each in a verification, ``slots`` of the pool of keys
 and values, ``max_context`` columns of SGLang's table from positions to slots.
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from torch.nn.functional import scaled_dot_product_attention
+
+from specbatch.inference.cpu_sinks import attention
 
 BACKEND = "torch_native"
 
@@ -24,7 +25,7 @@ BACKEND = "torch_native"
 def slots_from(
     req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, start: torch.Tensor, count: int
 ) -> torch.Tensor:
-    """The slots of ``count`` positions of each request, from ``start`` on.
+    """Return the slots of ``count`` positions of each request, from ``start`` on.
 
     Args:
         req_to_token: int32 ``[pool, max_context]``.
@@ -67,9 +68,9 @@ def verification_slots(
     draft_token_num: int,
     device: Any,
 ) -> torch.Tensor:
-    """The slots of the ``draft_token_num`` rows that a verification writes, int64 ``[requests * width]``.
+    """Return the slots of the ``draft_token_num`` rows that a verification writes, int64 ``[requests * width]``.
 
-    SGLang asks a platform for it by `SRTPlatform.get_speculative_cache_locs_fn`.
+    SGLang gets it from a platform through `SRTPlatform.get_speculative_cache_locs_fn`.
     """
     return slots_from(req_to_token, req_pool_indices, start_offset, draft_token_num)
 
@@ -101,10 +102,10 @@ def copy_slots(
     num_locs_upper: int,
     kv_copy_config: dict[str, Any],
 ) -> None:
-    """Nothing: accepted drafts of a chain lie where they belong.
+    """Do nothing: accepted drafts of a chain are already in place.
 
-    Stands for the Triton kernel that moves the accepted path of a tree; the pool calls it once, to warm it up, with
-    equal places.
+    Replaces the Triton kernel that moves the accepted path of a tree; the pool calls it once to warm it up, with equal
+    places.
     """
     if not torch.equal(tgt_loc[:num_locs], src_loc[:num_locs]):
         raise NotImplementedError("keys and values of a chain never move")
@@ -126,7 +127,7 @@ def build_chain(
 ) -> None:
     """Describe the chain as a tree: each node's position, row, child and sibling (none).
 
-    Stands for a CUDA kernel. The mask is left as it is: the attention of `attend_chain` is causal by itself.
+    Stands for a CUDA kernel. The mask is not changed, since the attention of `attend_chain` is causal itself.
 
     Args:
         seq_lens: int ``[requests]``, tokens whose keys are in the pool.
@@ -156,7 +157,7 @@ def verify_chain(
     target_predict: torch.Tensor,
     topk: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Accept the drafts up to the first one that is not what the target would have chosen.
+    """Accept the drafts before the first one that differs from the target's choice.
 
     Stands for a CUDA kernel.
 
@@ -220,9 +221,10 @@ def attend_chain(
     is_cross_attn: bool = False,
     sliding_window_size: int | None = None,
 ) -> torch.Tensor:
-    """Attention of a verification: each request's ``width`` rows read its prefix and each other, causally.
+    """Attention of a verification: each request's ``width`` rows read its prefix and each other, causally. A draft of
+    blocks reads them likewise, but not causally.
 
-    Stands around SGLang's attention over prompts, which is given no prefix lengths in a verification. All requests are
+    Wraps SGLang's attention over prompts, which gets no prefix lengths in a verification. All requests are
     computed at once, those with shorter prefixes padded: threads that meet at every request of every layer would take
     most of the time where cores are shared.
 
@@ -231,6 +233,7 @@ def attend_chain(
         output: the same, filled.
         k_cache: ``[slots, kv_heads, head_dim]``, the rows' own keys included; ``v_cache`` likewise.
         seq_lens: int ``[requests]``, tokens before the chain.
+        causal: False in the layers of a block draft.
     """
     if extend_prefix_lens is not None:
         return original(
@@ -251,19 +254,23 @@ def attend_chain(
             is_cross_attn=is_cross_attn,
             sliding_window_size=sliding_window_size,
         )
-    if encoder_lens is not None or is_cross_attn or not causal:
+    if encoder_lens is not None or is_cross_attn:
         raise NotImplementedError("only decoder targets can be verified on a CPU")
     width = query.shape[0] // seq_lens.shape[0]
     if sliding_window_size is None or sliding_window_size < 0:
         sliding_window_size = req_to_token.shape[1]
+    elif not causal:
+        raise NotImplementedError("layers of a block draft with a sliding window cannot run on a CPU")
     row = seq_lens.long()[:, None] + torch.arange(width)
     column = torch.arange(int(seq_lens.max()) + width)
     distance = row[:, :, None] - column
-    visible = (distance >= 0) & (distance <= sliding_window_size)
+    # Rows of a block see each other in both directions.
+    first_ahead = 0 if causal else 1 - width
+    visible = (distance >= first_ahead) & (distance <= sliding_window_size) & (column <= row[:, -1:])[:, None]
     slots = req_to_token[req_pool_indices.long(), : column.numel()].long()
-    # Past a request's end the table holds anything; what is not visible must be a number all the same.
+    # Past a request's end the table holds arbitrary values; invisible entries must still be numbers.
     slots = torch.where(column <= row[:, -1:], slots, slots[:, :1])
-    mixed = scaled_dot_product_attention(
+    mixed = attention(
         query.view(-1, width, *query.shape[1:]).transpose(1, 2),
         k_cache[slots].to(query.dtype).transpose(1, 2),
         v_cache[slots].to(query.dtype).transpose(1, 2),
@@ -312,11 +319,11 @@ class ChainAttention:
         self.attn_backends = [StepAttention(model_runner, step) for step in range(steps - 1)]
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Nothing to prepare; SGLang calls it before each chain."""
+        """Do nothing; SGLang calls this before each chain."""
 
 
 def create_chain_attention(original: Callable[..., Any], self: Any) -> ChainAttention | None:
-    """Stands around the factory, which knows no multi-step attention for the backend of the CPU.
+    """Wrap the factory, which has no multi-step attention for the CPU's backend.
 
     Returns:
         None for a single step, which needs no forward after the first.
@@ -326,7 +333,7 @@ def create_chain_attention(original: Callable[..., Any], self: Any) -> ChainAtte
 
 
 def create_extend_attention(original: Callable[..., Any], self: Any) -> TorchNativeAttnBackend:
-    """Stands around the factory, likewise: the draft's forward over accepted tokens is as over a prompt."""
+    """Wrap the factory: the draft's forward over accepted tokens is the same as over a prompt."""
     backend = TorchNativeAttnBackend(self.draft_model_runner)
     backend.prefill_attention_backend_str = backend.decode_attention_backend_str = BACKEND
     return backend

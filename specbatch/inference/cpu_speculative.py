@@ -1,11 +1,11 @@
 """Speculative decoding by unmodified SGLang on a machine without an accelerator, through SGLang's own hooks.
 
-SGLang drafts with EAGLE-3 on GPUs only. `register`, an entry point of the group ``sglang.srt.plugins``, puts the plain
-PyTorch forms of `specbatch.inference.chain_drafting` in the place of the kernels where the environment has
-``SPECBATCH_CPU_SPECULATIVE=1`` and there is no accelerator. It serves greedy decoding with a chain of drafts
-(``speculative_eagle_topk`` 1) and refuses everything else by name: arguments before the engine starts, sampling
-parameters as each request arrives. If any place is not as it was in the SGLang that this was written for, the process
-ends with our message.
+SGLang drafts with EAGLE-3 and DFlash on GPUs only. `register`, an entry point of the group ``sglang.srt.plugins``, puts
+the plain PyTorch forms of `specbatch.inference.chain_drafting` and `specbatch.inference.block_drafting` in place of the
+kernels if the environment has ``SPECBATCH_CPU_SPECULATIVE=1`` and there is no accelerator. It serves greedy
+decoding with a chain of drafts (EAGLE-3 with ``speculative_eagle_topk`` 1) or a block of them (DFlash), and refuses
+everything else by name: arguments before the engine starts, sampling parameters as each request arrives. If any place
+is not as it was in the SGLang that this was written for, the process ends with our message.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from specbatch.drafts.sglang import CPU_ALGORITHMS
+
 SELECT = "SPECBATCH_CPU_SPECULATIVE"
-"""Environment variable that turns the plugin on where it is ``1``."""
+"""Environment variable that turns the plugin on if it is ``1``."""
+
+BACKEND = "torch_native"
+"""SGLang's attention in plain PyTorch."""
 
 _OPS = "sglang.kernels.ops"
 _ARGUMENTS = "sglang.srt.arg_groups.speculative_hook.handle_speculative_decoding"
 _SAMPLING = "sglang.srt.sampling.sampling_params.SamplingParams.verify"
 _FACTORY = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
+_BLOCK_MODEL = "sglang.srt.models.dflash.DFlashDraftModel"
 _ATTENTION = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
 
 GREEDY_ONLY = {
@@ -40,16 +46,16 @@ GREEDY_ONLY = {
     "logit_bias": None,
     "watermark": None,
 }
-"""Sampling parameters that must keep these values, which change nothing."""
+"""Sampling parameters that must have these values, with which they have no effect."""
 
 
 class Hook(NamedTuple):
-    """One place in SGLang and what stands there."""
+    """One place in SGLang and its replacement."""
 
     target: str
     function: Callable[..., Any]
     around: bool
-    """The function is given the original as its first argument; else it replaces it."""
+    """Whether the function wraps the original, which is its first argument, instead of replacing it."""
 
 
 def selected() -> bool:
@@ -58,10 +64,10 @@ def selected() -> bool:
 
 
 def register() -> None:
-    """Entry point: install the hooks, or do nothing where the plugin is not wanted.
+    """Entry point: install the hooks, or do nothing if the plugin is not enabled.
 
     Raises:
-        SystemExit: if SGLang is not as expected. SGLang logs other exceptions of a plugin and goes on without it.
+        SystemExit: SGLang is not as expected. SGLang logs other exceptions of a plugin and continues without it.
     """
     if not selected():
         return
@@ -78,6 +84,13 @@ def register() -> None:
     problems = [problem for hook in hooks if (problem := mismatch(hook))]
     if problems:
         raise SystemExit(f"specbatch: {SELECT}: SGLang is not the one that was hooked: {'; '.join(problems)}")
+    # SGLang uses this list, besides the platform, for the attention backends that a draft may have.
+    from sglang.srt.arg_groups.choices import add_draft_attention_backend_choices
+
+    add_draft_attention_backend_choices([BACKEND])
+    # SGLang's worker of blocks keeps memory from being used again before a stream is done. A CPU has no streams, and
+    # torch refuses the call.
+    torch.Tensor.record_stream = lambda self, s: None  # type: ignore[method-assign]
     for hook in hooks:
         HookRegistry.register(hook.target, hook.function, HookType.AROUND if hook.around else HookType.REPLACE)
 
@@ -94,7 +107,8 @@ def mismatch(hook: Hook) -> str | None:
 
 
 def _hooks() -> list[Hook]:
-    """All hooks. Each function says what it stands for."""
+    """All hooks. Each function's docstring says what it replaces."""
+    from specbatch.inference import block_drafting as block
     from specbatch.inference import chain_drafting as chain
 
     return [
@@ -113,29 +127,39 @@ def _hooks() -> list[Hook]:
         Hook(f"{_ATTENTION}._run_sdpa_forward_extend", chain.attend_chain, around=True),
         Hook(f"{_FACTORY}.create_decode_backend", create_chain_attention, around=True),
         Hook(f"{_FACTORY}.create_draft_extend_backend", chain.create_extend_attention, around=True),
+        Hook(f"{_BLOCK_MODEL}.forward", block.forward_block, around=True),
     ]
 
 
 def create_chain_attention(original: Callable[..., Any], self: Any) -> Any:
-    """`chain_drafting.create_chain_attention`, once all hooks are seen to have taken.
+    """Call `chain_drafting.create_chain_attention` after checking that all hooks were applied.
 
-    It runs in the process that decodes, and there only after the hooks were applied: the last moment to stop.
+    It runs in the decoding process after hooks are applied: the last moment to stop.
 
     Raises:
         RuntimeError: which ends the engine before it serves anything.
     """
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
     from specbatch.inference import chain_drafting as chain
 
-    missing = [hook.target for hook in _hooks() if hook.target not in HookRegistry._patched]
-    if missing:
-        raise RuntimeError(f"specbatch: {SELECT}: hooks that did not take: {', '.join(missing)}")
+    require_hooks()
     return chain.create_chain_attention(original, self)
 
 
+def require_hooks() -> None:
+    """Check that all hooks were applied.
+
+    Raises:
+        RuntimeError: one was not.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    missing = [hook.target for hook in _hooks() if hook.target not in HookRegistry._patched]
+    if missing:
+        raise RuntimeError(f"specbatch: {SELECT}: hooks that were not applied: {', '.join(missing)}")
+
+
 def refuse_arguments(original: Callable[..., None], server_args: Any) -> None:
-    """Let SGLang settle its arguments for speculation, then refuse what the hooks cannot serve.
+    """Let SGLang resolve its arguments for speculation, then refuse what the hooks do not support.
 
     Raises:
         ValueError: which ends the server before it loads anything.
@@ -147,7 +171,6 @@ def refuse_arguments(original: Callable[..., None], server_args: Any) -> None:
     if view.speculative_algorithm is None:
         return
     required = {
-        "speculative_algorithm": "EAGLE3",
         "speculative_eagle_topk": 1,
         "speculative_use_rejection_sampling": False,
         "speculative_adaptive": False,
@@ -156,22 +179,25 @@ def refuse_arguments(original: Callable[..., None], server_args: Any) -> None:
         "pp_size": 1,
         "dp_size": 1,
     }
-    refused = [
+    refused = []
+    if view.speculative_algorithm not in CPU_ALGORITHMS:
+        refused = [f"speculative_algorithm {view.speculative_algorithm} (only {' and '.join(CPU_ALGORITHMS)})"]
+    refused += [
         f"{name} {getattr(view, name)} (only {value})"
         for name, value in required.items()
         if getattr(view, name) != value
     ]
-    backends = {*attention_backends_of(view), view.speculative_draft_attention_backend or "torch_native"}
-    refused += [f"attention backend {backend} (only torch_native)" for backend in sorted(backends - {"torch_native"})]
+    backends = {*attention_backends_of(view), view.speculative_draft_attention_backend or BACKEND}
+    refused += [f"attention backend {backend} (only {BACKEND})" for backend in sorted(backends - {BACKEND})]
     if refused:
-        raise ValueError(f"speculative decoding on a CPU does not do {'; '.join(refused)}")
+        raise ValueError(f"speculative decoding on a CPU does not support {'; '.join(refused)}")
 
 
 def refuse_sampling(original: Callable[..., None], self: Any, vocab_size: int) -> None:
     """Check a request's sampling parameters, then refuse those that are not plain greedy decoding.
 
     Raises:
-        ValueError: which SGLang answers the request with, as HTTP 400.
+        ValueError: SGLang returns it as the answer to the request, with HTTP 400.
     """
     original(self, vocab_size)
     # SGLang turns temperature 0 into top_k 1.
@@ -180,4 +206,4 @@ def refuse_sampling(original: Callable[..., None], self: Any, vocab_size: int) -
         f"{name} {getattr(self, name)}" for name, value in GREEDY_ONLY.items() if getattr(self, name) not in (value, {})
     ]
     if refused:
-        raise ValueError(f"speculative decoding on a CPU is greedy: it does not do {', '.join(refused)}")
+        raise ValueError(f"speculative decoding on a CPU is greedy: it does not support {', '.join(refused)}")

@@ -1,6 +1,7 @@
-"""One engine of a run: claims packs, has their hidden states captured, and says where they are.
+"""One engine of a run: claims packs, has their hidden states captured, and reports where they are stored.
 
-It holds nothing that others need: when it dies, others compute its packs. It leaves when the dispatcher says so.
+It has no state that others need: when it dies, other engines compute its packs. It leaves when the dispatcher allows
+it.
 """
 
 from __future__ import annotations
@@ -8,68 +9,77 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from specbatch.capture import CaptureContract
 from specbatch.config import Config, load_config
 from specbatch.corpus import Corpus, make_plan, open_corpus, planned_steps
-from specbatch.dispatch.client import Client, DispatcherGone
+from specbatch.dispatch.client import Client
+from specbatch.dispatch.connection_file import ConnectionFile, wait_for
 from specbatch.dispatch.messages import Fault, Granted, Phase
-from specbatch.dispatch.rendezvous import Rendezvous, wait_for
-from specbatch.errors import RunError
-from specbatch.inference.arguments import engine_arguments, engine_environment, most_tokens
-from specbatch.inference.capturing import CapturingServer
-from specbatch.inference.orders import Captured, NotCaptured, Settings, new_order
-from specbatch.inference.server import EngineError
-from specbatch.inference.work import Work
-from specbatch.manifest import Manifest, PackId
+from specbatch.drafts.base import CaptureContract, algorithm_of
+from specbatch.drafts.sglang import layer_ids
+from specbatch.errors import EngineIncomplete
+from specbatch.inference.arguments import engine_arguments, engine_environment, most_tokens, start_timeout_s
+from specbatch.inference.capture_request import Captured, CaptureSettings, NotCaptured, new_capture_request, sources
+from specbatch.inference.capture_server import CaptureServer
+from specbatch.inference.engine_loop import EngineLoop
+from specbatch.inference.inflight import InFlight
+from specbatch.inference.nodes import FurtherNodes
+from specbatch.inference.pace import MOST_IN_FLIGHT, Pace
+from specbatch.pack_manifest import Manifest, PackId
 from specbatch.plan import Plan
 from specbatch.rundir import RunDir
-from specbatch.snapshot.folder import whole_snapshots
-from specbatch.target import TargetShape, capture_contract, read_target
+from specbatch.snapshot.manifest import whole_snapshots
+from specbatch.target import TargetShape, read_target
+from specbatch.transfer.mooncake import store_module
+from specbatch.transfer.store import store_of
 
 logger = logging.getLogger(__name__)
 
 STUCK_S = 300.0
-"""An engine that has work and completes no sample for so long is started again. As SGLang's own watchdog."""
+"""Seconds without a completed sample after which an engine with work is restarted; as SGLang's own watchdog."""
 PUT_TIMEOUT_S = 60.0
 RENDEZVOUS_TIMEOUT_S = 600.0
 POLL_S = 0.2
 
 
-def main(run_dir: Path, attempt: int, task: int) -> None:
+def main(run_dir: Path, attempt: int, task: int, nodes: FurtherNodes | None = None) -> None:
     """Run an engine until all steps are trained or the attempt ends.
+
+    Args:
+        nodes: that have a part of it, besides this one.
 
     Raises:
         RunError: if the engine can't be kept alive, or the dispatcher is gone.
     """
     paths = RunDir(run_dir)
-    with joined(paths, attempt, f"engine-{task}", paths.component_log(attempt, "engine", task)) as engine:
+    with joined(paths, attempt, f"engine-{task}", paths.component_log(attempt, "engine", task), nodes) as engine:
         if engine.needed(paths.snapshots):
             engine.run()
 
 
 @contextlib.contextmanager
-def joined(paths: RunDir, attempt: int, name: str, log: Path) -> Iterator[Engine]:
-    """An engine of an attempt, ready to run.
+def joined(paths: RunDir, attempt: int, name: str, log: Path, nodes: FurtherNodes | None = None) -> Iterator[Engine]:
+    """Provide an engine of an attempt, ready to run.
 
     Args:
-        name: to which something is added that makes it unlike any other engine's, that of the same task before it
-            was started again included.
+        name: base of the engine's name; a suffix makes it unique, also among restarts of the same task.
         log: SGLang's log file.
+        nodes: that have a part of it, besides this one.
 
     Raises:
         RunError: the attempt's head has not published its addresses in time.
+        UserError: Mooncake is missing, or too old.
     """
     config = load_config(paths.config)
+    store_module()  # checked early, since SGLang's processes need it only once the model is loaded
     target = read_target(config.target.path)
     corpus = open_corpus(paths)
-    rendezvous = wait_for(paths.rendezvous(attempt), attempt, RENDEZVOUS_TIMEOUT_S)
+    rendezvous = wait_for(paths.rendezvous(attempt), attempt, RENDEZVOUS_TIMEOUT_S, "packs")
     with contextlib.closing(Client(rendezvous)) as client:
         yield Engine(
             config,
@@ -80,25 +90,29 @@ def joined(paths: RunDir, attempt: int, name: str, log: Path) -> Iterator[Engine
             name=f"{name}-{secrets.token_hex(2)}",
             rendezvous_path=paths.rendezvous(attempt),
             log=log,
+            nodes=nodes,
         )
 
 
 def drain(run_dir: Path, attempt: int, why: str) -> None:
-    """Tell the dispatcher that the attempt has to end: all that a component does about a signal."""
+    """Tell the dispatcher that the attempt has to end, which is all that a component does about a signal."""
     rendezvous = wait_for(RunDir(run_dir).rendezvous(attempt), attempt, 0.0)
     with contextlib.closing(Client(rendezvous)) as client:
         client.drain(why)
 
 
-class Engine:
-    """The loop around a capturing server.
+class Engine(EngineLoop):
+    """An engine around a capturing server.
 
     Args:
-        name: unlike that of any engine before.
-        rendezvous_path: for the plugin.
+        name: unique among all engines, earlier ones included.
+        rendezvous_path: path of the rendezvous, for the plugin.
         log: SGLang's log file.
+        nodes: that have a part of the engine, besides this one.
         stuck_s: see `STUCK_S`.
     """
+
+    result = "a pack"
 
     def __init__(
         self,
@@ -106,43 +120,29 @@ class Engine:
         target: TargetShape,
         corpus: Corpus,
         client: Client,
-        rendezvous: Rendezvous,
+        rendezvous: ConnectionFile,
         *,
         name: str,
         rendezvous_path: Path,
         log: Path,
+        nodes: FurtherNodes | None = None,
         stuck_s: float = STUCK_S,
     ) -> None:
-        self.config, self.target, self.corpus, self.client, self.name = config, target, corpus, client, name
+        super().__init__(config, client, name=name, log=log)
+        self.target, self.corpus = target, corpus
         self.plan: Plan = make_plan(config, corpus)
-        self.contract: CaptureContract = capture_contract(config, target)
-        self.settings = Settings(
-            rendezvous=str(rendezvous_path),
-            attempt=rendezvous.attempt,
-            results="",
-            protocol=config.store.protocol,
-            devices=config.store.devices,
-            widths=self.contract.widths,
-            buffer_bytes=buffer_bytes(config, self.contract),
-            put_timeout_s=PUT_TIMEOUT_S,
-        )
-        self.log = log
+        self.contract: CaptureContract = algorithm_of(config, target).contract
+        self.settings = capture_settings(config, target, self.contract, rendezvous_path, rendezvous.attempt)
+        self.nodes = nodes
         self.stuck_s = stuck_s
-        self.work = Work(self.contract.widths)
-        self.state = "starting"
-        self._lock = threading.Lock()
-        """Of ``work`` and what follows."""
+        self.in_flight = InFlight(self.contract.widths)
+        self.pace = Pace(config.inference.packs_in_flight, config.training.tokens_per_pack)
         self._progress_s = time.monotonic()
-        self._suspects: set[PackId] = set()
-        self._restarts = 0
-        self._leaving = threading.Event()
-        self._called_away = ""
-        self._ended = threading.Event()
-        self._failure: BaseException | None = None
-        self._server: CapturingServer | None = None
+        self._server: CaptureServer | None = None
 
     def needed(self, snapshots: Path) -> bool:
-        """Whether anything is left to train. Where snapshots say no, wait for the ranks: they may find them damaged."""
+        """Return whether anything is left to train. If not according to the snapshots, wait for the ranks, which may
+        find them damaged."""
         last = planned_steps(self.config, self.plan)
         while last in whole_snapshots(snapshots):
             report = self.client.status()
@@ -154,68 +154,36 @@ class Engine:
             time.sleep(POLL_S)
         return True
 
-    def run(self) -> None:
-        """Work until the dispatcher says that this engine may leave.
+    def _serve(self) -> str | None:
+        self._server = server = capture_server(
+            self.config, self.target, self.settings, self.log, requests=self.pace.most, nodes=self.nodes
+        )
+        with server, self._claiming(self._wanted, lambda most, _: self._claim(server, most)):
+            return self._settle(server)
+
+    def _claims(self) -> dict[int, PackId]:
+        return self.in_flight.claims
+
+    def _tokens(self) -> int:
+        return self.in_flight.tokens
+
+    def _drop(self, claim: int) -> bool:
+        return self.in_flight.drop(claim)
+
+    def _stop_start(self) -> None:
+        if self._server is not None:
+            self._server.server.stop()
+
+    def _before_restart(self, why: str) -> None:
+        """End an engine that has lost a node.
 
         Raises:
-            RunError: see `main`.
+            EngineIncomplete: it has.
         """
-        beats = threading.Thread(target=self._guarded, args=(self._beat,), name="heartbeat", daemon=True)
-        beats.start()
-        try:
-            while (why := self._serve()) is not None:
-                self._restart(why)
-            if self._called_away:
-                self._give_back(self._called_away)
-        finally:
-            self._ended.set()
-            beats.join()
-        if self._failure is not None:
-            raise self._failure
-        logger.info("engine leaves name=%s tokens=%d", self.name, self.work.tokens)
+        if self.nodes is not None and self.nodes.gone:
+            raise EngineIncomplete(why)
 
-    def leave(self, why: str) -> None:
-        """Have the engine leave before the dispatcher lets it, from any thread: others compute its packs."""
-        self._called_away = why
-        self._leave()
-
-    def _give_back(self, why: str) -> None:
-        """Better than to fall silent: that would be noticed only some heartbeats later."""
-        with contextlib.suppress(DispatcherGone):
-            for claim in list(self.work.claims):
-                self._fail(claim, why, Fault.OTHER)
-
-    def _serve(self) -> str | None:
-        """Start a server and work with it; returns why it has to be started again, or None to leave."""
-        server = CapturingServer(
-            engine_arguments(self.config, self.target),
-            self.log,
-            self.settings,
-            aux_layers=self.contract.aux_layers,
-            environment=engine_environment(self.config, self.target),
-            threads=self.config.inference.threads,
-            requests=self.config.inference.packs_in_flight,
-            start_timeout_s=self.config.inference.start_timeout_s,
-        )
-        self._server = server
-        try:
-            with server:
-                self.state = "ready"
-                broken = threading.Event()
-                claims = threading.Thread(
-                    target=self._guarded, args=(lambda: self._claim(server, broken),), name="claims", daemon=True
-                )
-                claims.start()
-                try:
-                    return self._settle(server)
-                finally:
-                    broken.set()
-                    claims.join()
-        except EngineError as error:
-            # Asked to leave while it started, which ends it.
-            return None if self._leaving.is_set() else str(error)
-
-    def _settle(self, server: CapturingServer) -> str | None:
+    def _settle(self, server: CaptureServer) -> str | None:
         """Report results until the engine may leave, or breaks."""
         self._progress_s = time.monotonic()
         while not self._leaving.is_set():
@@ -224,38 +192,38 @@ class Engine:
                 if isinstance(result, NotCaptured) and result.sample is None and result.fault is Fault.OTHER:
                     return result.why
                 with self._lock:
-                    self._progress_s = time.monotonic()
-                    settled = self.work.settle(result) if isinstance(result, Captured) else result
+                    self._progress_s, before = time.monotonic(), self.in_flight.tokens
+                    settled = self.in_flight.settle(result) if isinstance(result, Captured) else result
+                    self.pace.computed(self.in_flight.tokens - before, self._progress_s)
                 if isinstance(settled, Manifest):
                     manifests.append(settled)
                 elif isinstance(settled, NotCaptured):
                     self._fail(settled.claim, settled.why, settled.fault)
                 elif settled is not None:
                     self._failed(result.claim, settled, Fault.PACK)
+            self._room.set()
             if manifests:
                 self._stored(manifests)
-            if not server.alive():
-                return "its process ended"
-            if self.work.claims and time.monotonic() - self._progress_s > self.stuck_s:
-                return f"it has computed nothing for {self.stuck_s:g} s, claims {sorted(self.work.claims)} wait for it"
+            if why := server.trouble():
+                return why
+            if self.in_flight.claims and time.monotonic() - self._progress_s > self.stuck_s:
+                claims = sorted(self.in_flight.claims)
+                return f"it has computed nothing for {self.stuck_s:g} s, claims {claims} wait for it"
         return None
 
-    def _claim(self, server: CapturingServer, broken: threading.Event) -> None:
-        """Claim packs and have them computed, as long as the server is whole."""
-        while not (broken.is_set() or self._leaving.is_set()):
-            room = self.config.inference.packs_in_flight - len(self.work.claims)
-            if room < 1:
-                broken.wait(POLL_S / 4)
-                continue
-            answer = self.client.claim(self.name, room)
-            if answer.phase is not Phase.WORK:
-                self._leaving.set()
-            for granted in answer.granted:
-                self._begin(server, granted)
+    def _wanted(self) -> int:
+        return self.pace.wanted - len(self.in_flight.claims)
 
-    def _begin(self, server: CapturingServer, granted: Granted) -> None:
-        """Send the samples of a pack, as far as anything of them is wanted."""
-        orders, tokens = [], []
+    def _claim(self, server: CaptureServer, most: int) -> Phase:
+        """Claim packs and have them computed."""
+        answer = self.client.claim(self.name, most)
+        for granted in answer.granted:
+            self._begin(server, granted)
+        return answer.phase
+
+    def _begin(self, server: CaptureServer, granted: Granted) -> None:
+        """Send the samples of a pack that have rows to capture."""
+        captures, tokens = [], []
         rows: list[tuple[int, str, int]] = []
         problem = None
         for index in self.plan.pack(granted.pack).samples:
@@ -268,19 +236,19 @@ class Engine:
                 continue
             ids = sample.input_ids[:needed]
             problem = problem or refusal(index, ids, self.target, most_tokens(self.config, self.target))
-            orders.append(new_order(granted.claim, granted.pack, index, granted.segment, ids, wanted))
+            captures.append(new_capture_request(granted.claim, granted.pack, index, granted.segment, ids, wanted))
             tokens.append(ids)
         with self._lock:
-            if not self.work.claims:
+            if not self.in_flight.claims:
                 self._progress_s = time.monotonic()
-            self.work.begin(granted, rows, {order.sample: order.tokens for order in orders})
+            self.in_flight.begin(granted, rows, {capture.sample: capture.tokens for capture in captures})
         if problem is not None:
             self._fail(granted.claim, problem, Fault.PACK)
-        elif orders:
-            server.send(orders, tokens)
+        elif captures:
+            server.send(captures, tokens)
         else:
             with self._lock:
-                settled = self.work.finish(granted.claim)
+                settled = self.in_flight.finish(granted.claim)
             assert isinstance(settled, Manifest)
             self._stored([settled])
 
@@ -293,81 +261,70 @@ class Engine:
             size = sum(chunk.bytes for chunk in manifest.chunks)
             logger.info("stored pack=%d.%d claim=%d bytes=%d", *manifest.pack, manifest.claim, size)
 
-    def _fail(self, claim: int, why: str, fault: Fault) -> None:
-        """Give a claim back, unless it is not in flight any more."""
-        with self._lock:
-            known = self.work.drop(claim)
-        if known:
-            self._failed(claim, why, fault)
 
-    def _failed(self, claim: int, why: str, fault: Fault) -> None:
-        logger.warning("failed claim=%d fault=%s why=%s", claim, fault.value, why)
-        self.client.failed(self.name, claim, why, fault)
+def capture_settings(
+    config: Config, target: TargetShape, contract: CaptureContract, rendezvous: Path, attempt: int
+) -> CaptureSettings:
+    """Return the settings of the plugin in a run's engine.
 
-    def _restart(self, why: str) -> None:
-        """Give all claims back and count.
+    Args:
+        rendezvous: file with the store's address.
+    """
+    return CaptureSettings(
+        rendezvous=str(rendezvous),
+        attempt=attempt,
+        results="",
+        protocol=config.store.protocol,
+        devices=store_of(config, "inference").devices,
+        layers=contract.layers,
+        widths=contract.widths,
+        sources=sources(contract, target.hidden),
+        buffer_bytes=buffer_bytes(config, contract),
+        put_timeout_s=PUT_TIMEOUT_S,
+    )
 
-        Raises:
-            RunError: if the server was started too often for nothing.
-        """
-        self.state = "restarting"
-        self._restarts += 1
-        logger.warning("engine broke restarts=%d why=%s", self._restarts, why)
-        for claim, pack in self.work.claims.items():
-            # Twice the same pack, and it may be what breaks engines.
-            fault = Fault.PACK if pack in self._suspects else Fault.OTHER
-            self._suspects.add(pack)
-            self._fail(claim, f"the engine broke: {why.splitlines()[0]}", fault)
-        if self._restarts > self.config.inference.max_restarts:
-            raise RunError(
-                f"the engine broke {self._restarts} times without computing a pack in between, the last time: {why}\n"
-                f"Its log: {self.log}"
-            )
 
-    def _beat(self) -> None:
-        """Say that the engine lives, and hear what it shall do."""
-        tokens, since = 0, time.monotonic()
-        while True:
-            with self._lock:
-                claims, total = list(self.work.claims), self.work.tokens
-            now = time.monotonic()
-            rate, tokens, since = (total - tokens) / max(now - since, 1e-3), total, now
-            beat = self.client.heartbeat(self.name, claims, self.state, rate)
-            for claim in beat.revoked:
-                with self._lock:
-                    known = self.work.drop(claim)
-                if known:
-                    logger.info("revoked claim=%d", claim)
-            if beat.phase is not Phase.WORK:
-                self._leave()
-            if self._ended.wait(self.config.inference.heartbeat_s):
-                return
-
-    def _leave(self) -> None:
-        self._leaving.set()
-        if self._server is not None and self.state != "ready":
-            self._server.server.stop()
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """Run a thread's work; its failure ends the engine."""
-        try:
-            work()
-        except BaseException as error:
-            self._failure = self._failure or error
-            self._leave()
+def capture_server(
+    config: Config,
+    target: TargetShape,
+    settings: CaptureSettings,
+    log: Path,
+    *,
+    requests: int,
+    nodes: FurtherNodes | None = None,
+) -> CaptureServer:
+    """Return a run's engine, which is not started yet. Arguments as for `CaptureServer`."""
+    return CaptureServer(
+        engine_arguments(config, target),
+        log,
+        settings,
+        layer_ids=layer_ids(target.architecture, settings.layers),
+        environment=engine_environment(config, target),
+        threads=config.inference.threads,
+        nodes=nodes,
+        requests=requests,
+        start_timeout_s=start_timeout_s(config, target),
+    )
 
 
 def refusal(sample: int, ids: np.ndarray, target: TargetShape, longest: int) -> str | None:
-    """Why a sample may not be sent: SGLang's scheduler would die of it, or run something else. None if it may."""
+    """Return why a sample may not be sent, since SGLang's scheduler would crash or run something else; None if it
+    may."""
     if ids.min() < 0 or ids.max() >= target.vocab:
-        return f"sample {sample} has token id {int(ids.max())}, the target knows 0 to {target.vocab - 1}"
+        return f"sample {sample} has token id {int(ids.max())}, but the target's are 0 to {target.vocab - 1}"
     if len(ids) > longest:
-        return f"sample {sample} has {len(ids)} tokens, the engine takes {longest}"
+        return f"sample {sample} has {len(ids)} tokens, but the engine accepts {longest}"
     return None
 
 
 def buffer_bytes(config: Config, contract: CaptureContract) -> int:
-    """Host memory for rows on their way into the store: all packs in flight twice, at most 1 GiB or one sample."""
-    token = 2 * sum(contract.widths.values())
-    wanted = 2 * config.inference.packs_in_flight * config.training.tokens_per_pack * token
-    return max(16 << 20, min(1 << 30, wanted), (config.data.max_tokens + 1) * token)
+    """Return the bytes of host memory for rows that are being stored: twice what `Pace` may have in hand, at most 1 GiB
+    or four packs.
+
+    Four packs, so that one is put, one waits, one is copied and one may arrive, at any rate; 1 GiB, since small packs
+    come in larger numbers.
+    """
+    pack = config.training.tokens_per_pack * contract.bytes_per_token
+    packs = config.inference.packs_in_flight or MOST_IN_FLIGHT
+    most = max(1 << 30, 4 * pack)
+    return max(16 << 20, min(most, 2 * packs * pack), (config.data.max_tokens + 1) * contract.bytes_per_token)

@@ -1,7 +1,7 @@
-"""SGLang on a machine without an accelerator, through its own extension point for platforms.
+"""Runs SGLang on a machine without an accelerator, through its own extension point for platforms.
 
-Every fused operation takes its plain PyTorch form. Where there is an accelerator the platform stands aside, so an
-installed specbatch changes nothing for SGLang there.
+Every fused operation uses its plain PyTorch form. With an accelerator the platform is inactive, so an installed
+specbatch changes nothing for SGLang there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities
 
+from specbatch.drafts.sglang import CPU_ALGORITHMS
 from specbatch.inference import cpu_speculative
 
 
 def activate() -> str | None:
-    """Entry point of the group ``sglang.srt.platforms``: the class to use, or None to stand aside."""
+    """Entry point of the group ``sglang.srt.platforms``: the class to use, or None to stay inactive."""
     if torch.accelerator.is_available():
         return None
     return "specbatch.inference.platform.CpuPlatform"
@@ -37,8 +38,16 @@ class CpuPlatform(CpuSRTPlatform):
         return "native"
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
-        """EAGLE-3, where the plugin that makes it run is wanted; else SGLang says that it does not run here."""
-        return algorithm == "EAGLE3" and cpu_speculative.selected()
+        """Return whether SGLang may use an algorithm: EAGLE-3 and DFlash if the plugin that implements them is enabled,
+        else none."""
+        return algorithm in CPU_ALGORITHMS and cpu_speculative.selected()
+
+    def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
+        """Return whether a draft may use a backend; called for DFlash's drafts."""
+        return backend == cpu_speculative.BACKEND
+
+    def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
+        return cpu_speculative.BACKEND
 
     def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
         from specbatch.inference.chain_drafting import verification_slots

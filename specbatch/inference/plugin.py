@@ -1,8 +1,11 @@
-"""The capture plugin: what SGLang loads, through its own entry point, into each of its processes.
+"""The capture plugin, which SGLang loads through its own entry point into each of its processes.
 
-It does nothing unless the environment names `Settings`. Then it either captures or ends SGLang: before anything is
-loaded, if SGLang is not the one that was hooked; when the scheduler starts, if a hook did not take or an argument
-would break the capture.
+If the environment has `CaptureSettings` it either captures or ends SGLang: before anything is loaded, if the version of
+SGLang is not the expected one; when the scheduler starts, if a hook did not apply or an argument would break the
+capture; and in the first prefills, if SGLang's states are not what the contract names (`contract_probe`). Otherwise it
+only repairs what SGLang computes wrongly or not at all: Gemma-3's and Mistral-3's classes, whose drafts would be served
+other states than they learnt from (`gemma3`, `class_repairs`), and more on CPUs (`cpu_mla`, `cpu_sinks`,
+`cpu_processes`). A server that is sent token ids does not load image processors (`text_only`).
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ import inspect
 import logging
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbatch.inference.orders import SETTINGS_VARIABLE
+from specbatch.inference import class_repairs, cpu_mla, cpu_processes, cpu_sinks, gemma3, text_only
+from specbatch.inference.accelerator import CPU_PLATFORM, PLATFORM_VARIABLE
+from specbatch.inference.capture_request import HOOKED, SETTINGS_VARIABLE, CaptureSettings
 
 if TYPE_CHECKING:
-    from specbatch.inference.capture import Capture
+    from specbatch.inference.contract_probe import Proof
+    from specbatch.inference.prefill_capture import PrefillCapture
 
 logger = logging.getLogger(__name__)
 
@@ -44,31 +50,44 @@ REQUIRED: dict[str, Any] = {
     "disaggregation_mode": "null",
     "speculative_draft_model_path": None,
 }
-"""Arguments without which rows would be missing, or would not be a prefill's."""
+"""Arguments without which rows would be missing, or would not be those of a prefill."""
 
-_capture: Capture | None = None
-"""Of this process: set in the scheduler of tensor-parallel rank 0."""
+_capture: PrefillCapture | None = None
+"""The capture of this process; set in the scheduler of tensor-parallel rank 0, as is ``_proof``."""
+_proof: Proof | None = None
+_layers: Sequence[int] = ()
+"""Layers whose outputs are captured; set in each scheduler."""
 
 
 def register() -> None:
     """Entry point of the group ``sglang.srt.plugins``.
 
     Raises:
-        SystemExit: if SGLang is not as expected. SGLang logs other exceptions of a plugin and goes on without it.
+        SystemExit: SGLang is not as expected. SGLang logs other exceptions of a plugin and continues without it.
     """
-    if SETTINGS_VARIABLE not in os.environ:
-        return
+    if SETTINGS_VARIABLE in os.environ:
+        _hook_capture()
+    gemma3.register()
+    class_repairs.register()
+    cpu_mla.register()
+    if os.environ.get(PLATFORM_VARIABLE) == CPU_PLATFORM:
+        cpu_sinks.register()
+        cpu_processes.register()
+    text_only.register()
+
+
+def _hook_capture() -> None:
     problems = [problem for target, names in EXPECTED.items() if (problem := mismatch(target, names))]
     if problems:
         raise SystemExit(f"specbatch: hidden states cannot be captured from this SGLang: {'; '.join(problems)}")
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(FORWARD, after_forward, HookType.AFTER)
+    HookRegistry.register(FORWARD, around_forward, HookType.AROUND)
     HookRegistry.register(SCHEDULER, after_scheduler_init, HookType.AFTER)
 
 
 def mismatch(target: str, names: tuple[str, ...]) -> str | None:
-    """Say why a place in SGLang is not as expected; None if it is."""
+    """Return why a place in SGLang is not as expected; None if it is."""
     try:
         found: Callable[..., Any] = pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
@@ -78,7 +97,7 @@ def mismatch(target: str, names: tuple[str, ...]) -> str | None:
 
 
 def after_scheduler_init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
-    """See that everything took, then open the store.
+    """Check that all hooks were applied, then connect to the store.
 
     Raises:
         RuntimeError: which ends the engine before it serves anything.
@@ -94,40 +113,62 @@ def after_scheduler_init(result: None, scheduler: Any, server_args: Any, *args: 
         problems.append("SGLANG_ENABLE_DELAY_SAMPLE must not be set")
     if problems:
         raise RuntimeError(f"specbatch: hidden states cannot be captured: {'; '.join(problems)}")
-    if get_parallel().tp_rank == 0:
-        global _capture
-        _capture = open_capture(Path(os.environ[SETTINGS_VARIABLE]))
-
-
-def open_capture(settings_path: Path) -> Capture:
-    """Connect to the attempt's store and register the memory that rows are sent from."""
     import msgspec
+
+    from specbatch.inference.contract_probe import Proof
+
+    global _capture, _layers, _proof
+    settings = msgspec.json.decode(Path(os.environ[SETTINGS_VARIABLE]).read_bytes(), type=CaptureSettings)
+    _layers = settings.layers
+    if get_parallel().tp_rank == 0:
+        _proof = Proof(_layers, type(scheduler.tp_worker.model_runner.model).__name__)
+        _capture = open_capture(settings)
+
+
+def open_capture(settings: CaptureSettings) -> PrefillCapture:
+    """Connect to the attempt's store and register the memory that rows are sent from."""
     import torch
 
     from specbatch.config import Store
-    from specbatch.dispatch.rendezvous import wait_for
-    from specbatch.inference.capture import Capture
-    from specbatch.inference.orders import Settings
+    from specbatch.dispatch.connection_file import wait_for
+    from specbatch.inference.prefill_capture import PrefillCapture
     from specbatch.inference.sender import Sender
     from specbatch.transfer.store import StoreClient
 
-    settings = msgspec.json.decode(settings_path.read_bytes(), type=Settings)
     rendezvous = wait_for(Path(settings.rendezvous), settings.attempt, timeout_s=0.0)
     store = StoreClient(rendezvous, Store(protocol=settings.protocol, devices=settings.devices))
     memory = torch.empty(settings.buffer_bytes, dtype=torch.uint8, pin_memory=torch.accelerator.is_available())
     store.register(memory.data_ptr(), memory.numel())
     sender = Sender(settings, rendezvous.run, rendezvous.checksum_seed, store, memory)
     logger.info("specbatch captures hidden states buffer_bytes=%d widths=%s", memory.numel(), settings.widths)
-    return Capture(settings.widths, sender)
+    return PrefillCapture(settings.widths, settings.sources, sender)
 
 
-def after_forward(result: Any, worker: Any, batch: Any = None, *args: Any, **kwargs: Any) -> None:
-    """Hang the wanted rows of a prefill on its result, as one of SGLang's auxiliary outputs."""
-    if _capture is None or batch is None or not batch.forward_mode.is_extend():
-        return
+def around_forward(original: Callable[..., Any], worker: Any, batch: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Attach the captured rows of a prefill to its result, as one of SGLang's auxiliary outputs; verify those of a
+    probe."""
+    if not _layers or batch is None or not batch.forward_mode.is_extend():
+        return original(worker, batch, *args, **kwargs)
     from sglang.srt.managers.auxiliary_output import append_auxiliary_output
 
-    output = result.logits_output
-    rows = _capture.gather(batch, output)
-    if rows is not None:
-        output.auxiliary_device_output = append_auxiliary_output(output.auxiliary_device_output, rows)
+    from specbatch.inference.contract_probe import Watch, probe_of, without_graphs
+
+    probe, problem = probe_of(batch), None
+    if probe is not None and probe[0] == HOOKED:
+        runner = worker.model_runner
+        # On all ranks, since all have to compute in the same way.
+        watch = Watch(runner.model, runner.model_config.num_hidden_layers)
+        with without_graphs(runner), watch:
+            result = original(worker, batch, *args, **kwargs)
+        if _proof is not None:
+            problem = _proof.hooked(watch, result.logits_output, probe[1])
+    else:
+        result = original(worker, batch, *args, **kwargs)
+        if _proof is not None and probe is not None:
+            problem = _proof.plain(result.logits_output, probe[1])
+    if _capture is not None:
+        output = result.logits_output
+        rows = _capture.gather(batch, output, problem)
+        if rows is not None:
+            output.auxiliary_device_output = append_auxiliary_output(output.auxiliary_device_output, rows)
+    return result

@@ -1,8 +1,8 @@
-"""Tensors as HDF5 datasets: written with a checksum, refused when it differs on reading.
+"""Stores tensors as HDF5 datasets: written with a checksum, and refused if it differs on reading.
 
-A dataset is contiguous and has no filter, so that writing runs at the speed of the disk; its XXH3-128 stands in
-the manifest and beside the dataset, for those who have only the file. HDF5's own structures carry checksums of
-HDF5's. Types that numpy lacks (bfloat16, float8) are stored as unsigned integers of their bits.
+A dataset is contiguous and has no filter, so that writing runs at the speed of the disk. Its XXH3-128 is in the
+manifest and also next to the dataset, for readers that have only the file. HDF5's own structures have checksums of
+HDF5. Types that numpy lacks (bfloat16, float8) are stored as unsigned integers of their bits.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 import torch
 import xxhash
 
-from specbatch.snapshot.folder import DamagedSnapshot, StoredChunk
+from specbatch.snapshot.manifest import DamagedSnapshot, StoredChunk
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``bfloat16`` for ``torch.bfloat16``."""
+    """Return the name of a dtype: ``bfloat16`` for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The type of a name.
+    """Return the dtype with this name.
 
     Raises:
-        ValueError: if torch has no such type.
+        ValueError: torch has no such type.
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -40,7 +40,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def _stored_as(dtype: torch.dtype) -> torch.dtype:
-    """The type of the same width that numpy has."""
+    """Return a dtype of the same width that numpy has."""
     try:
         torch.empty(0, dtype=dtype).numpy()
     except TypeError:
@@ -49,7 +49,7 @@ def _stored_as(dtype: torch.dtype) -> torch.dtype:
 
 
 def part(offset: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-    """The index of a part of a tensor."""
+    """Return the index of a part of a tensor."""
     return tuple(slice(first, first + count) for first, count in zip(offset, size, strict=True))
 
 
@@ -72,7 +72,7 @@ def write_tensor(file: h5py.File, dataset: str, tensor: torch.Tensor, aside: Exe
 
 
 def read_checked(group: h5py.Group, name: str, where: str) -> torch.Tensor:
-    """A tensor that `write_tensor` stored, against the checksum beside it.
+    """Read a tensor that `write_tensor` stored, and verify it against the checksum next to it.
 
     Args:
         where: the file, for the error.
@@ -104,10 +104,10 @@ class ChunkFiles:
         self._files: dict[str, h5py.File] = {}
 
     def read(self, name: str, dtype: torch.dtype, chunk: StoredChunk) -> torch.Tensor:
-        """A chunk of a tensor, checked.
+        """Read a chunk of a tensor, and verify it.
 
         Args:
-            name: of the tensor, for the error.
+            name: name of the tensor, for the error.
 
         Returns:
             ``dtype``, of the chunk's size, in host memory.
@@ -135,6 +135,6 @@ class ChunkFiles:
 
 @contextmanager
 def chunk_files(snapshot: Path) -> Iterator[ChunkFiles]:
-    """The files of a snapshot, closed at the end."""
+    """Open the files of a snapshot; they are closed at the end."""
     with ExitStack() as opened:
         yield ChunkFiles(snapshot, opened)

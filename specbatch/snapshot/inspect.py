@@ -1,7 +1,7 @@
-"""What an HDF5 file or folder of ours holds, and whether it is still what was written.
+"""Reads an HDF5 file or folder of specbatch: its contents, and whether they are undamaged.
 
-A snapshot is checked against its manifest; a file alone, of a snapshot or a recording, against the checksum that
-stands beside each of its datasets.
+A snapshot is checked against its manifest; a single file of a snapshot or a recording, against the checksum next to
+each of its datasets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import xxhash
 from specbatch.errors import UserError
 from specbatch.rundir import RunDir
 from specbatch.snapshot.chunks import dtype_of
-from specbatch.snapshot.folder import MANIFEST, DamagedSnapshot, read_manifest
+from specbatch.snapshot.manifest import MANIFEST, DamagedSnapshot, read_manifest
 from specbatch.snapshot.reading import damage
 from specbatch.snapshot.recording import ABOUT
 
@@ -37,7 +37,7 @@ class Tensor:
 
 @dataclass
 class Inspected:
-    """What was found at a path."""
+    """The contents of a path."""
 
     path: str
     kind: str
@@ -46,14 +46,14 @@ class Inspected:
     about: dict[str, Any] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
-    """What is not as it was written, each by name; empty if all is well."""
+    """Names of damaged parts; empty if there are none."""
 
 
 def inspect(path: Path) -> list[Inspected]:
     """Read and check everything at a path: a file, a snapshot, a recorded step, or all of these in a folder or run.
 
     Raises:
-        UserError: if there is nothing of ours.
+        UserError: there is no file of specbatch.
     """
     if path.is_file():
         return [inspect_file(path)]
@@ -73,7 +73,7 @@ def inspect(path: Path) -> list[Inspected]:
 
 
 def inspect_snapshot(path: Path) -> Inspected:
-    """A snapshot's folder, all of it."""
+    """Inspect the whole folder of a snapshot."""
     size = sum(file.stat().st_size for file in path.iterdir())
     found = Inspected(str(path), "snapshot", size, damage=list(damage(path)))
     try:
@@ -95,7 +95,7 @@ def inspect_snapshot(path: Path) -> Inspected:
 
 
 def inspect_file(path: Path) -> Inspected:
-    """One file, by the checksums that it holds itself."""
+    """Inspect one file by the checksums that it contains."""
     found = Inspected(str(path), "snapshot file", path.stat().st_size)
     try:
         with h5py.File(path, "r", locking=False) as file:

@@ -4,7 +4,7 @@ How the trainer uses it:
 
 - Configuration: ``checkpoint=HDF5CheckpointManager.Config(enable=True, interval=steps, keep=config.snapshot.keep,
   facts=facts)`` in torchtitan's ``Trainer.Config``, whose ``dump_folder`` is the run
-  directory. ``facts`` is JSON that must be the same where training goes on, as
+  directory. ``facts`` is JSON that must be the same when training continues, as
   ``{"plan": plan.fingerprint, "draft": {...}, "optimizer": {...}}``; nested as deep as is useful, since an error
   names the leaves that differ. All else (asynchronous saves, the folder ``snapshots``, whole last saves) is set.
 - ``trainer.checkpointer.load()`` (torchtitan's ``train()`` calls it) restores the newest snapshot that can be read,
@@ -12,11 +12,11 @@ How the trainer uses it:
   snapshots and none can be read.
 - ``trainer.checkpointer.save(step, last_step=True)`` ends a run or drains it: written before it returns, and not
   twice if the interval has just saved that step. `RunError` if even a second try with freed space fails.
-  Every other save that fails is logged as an error, its folder is deleted, and training goes on.
+  Every other save that fails is logged as an error, its folder is deleted, and training continues.
 - ``trainer.checkpointer.saved_step`` is the newest step known to be on disk, the same on all ranks as long as they
   ask between the same two steps; None before the first.
-- ``trainer.checkpointer.best``, if rank 0 sets it, says which of some steps has the best draft: the snapshot of that
-  one is kept besides the newest ones.
+- ``trainer.checkpointer.best``, if rank 0 sets it, returns which of some steps has the best draft: its snapshot is kept
+  in addition to the newest ones.
 - ``trainer.checkpointer.pace``, if it is set, takes the place of the interval in steps: a snapshot follows the step
   that ``trainer.checkpointer.wanted`` was set to, on all ranks alike.
 - ``trainer.checkpointer.take_blocked_s()``: seconds that saves held the trainer up since it was last asked.
@@ -55,9 +55,9 @@ from torchtitan.components.checkpointer import AsyncMode, CheckpointManager
 from torchtitan.components.checkpointer.base import MODEL
 
 from specbatch.errors import RunError, UserError
-from specbatch.snapshot import folder as snapshot_folder
-from specbatch.snapshot.folder import DamagedSnapshot, SnapshotManifest, read_manifest, snapshot_path
-from specbatch.snapshot.pace import Pace
+from specbatch.snapshot import manifest as snapshot_manifest
+from specbatch.snapshot.interval import SnapshotInterval
+from specbatch.snapshot.manifest import DamagedSnapshot, SnapshotManifest, read_manifest, snapshot_path
 from specbatch.snapshot.storage import HDF5Reader, HDF5Writer
 
 logger = logging.getLogger(__name__)
@@ -85,25 +85,25 @@ class RandomState(Stateful):
             torch.cuda.set_rng_state(states["cuda"])
 
     def names(self) -> list[str]:
-        """What its tensors are called in a snapshot."""
+        """Names of its tensors in a snapshot."""
         return [f"{RANDOM}.{self.rank}.{device}" for device in self.state_dict()[self.rank]]
 
 
 class HDF5CheckpointManager(CheckpointManager):
-    """One for each rank; all ranks call the same methods at the same steps."""
+    """The checkpoint manager of a rank; all ranks call the same methods at the same steps."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(CheckpointManager.Config):
         folder: str = "snapshots"
         """Below the trainer's dump folder."""
         async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "async"
-        """In a thread, or not at all."""
+        """How snapshots are written: in a thread, or synchronously."""
         last_save_model_only: bool = False
         initial_load_model_only: bool = False
         keep_latest_k: int = 0
         """torchtitan's own pruning, which counts broken snapshots too, stays off."""
         keep: int = 2
-        """How many whole snapshots are kept."""
+        """Number of complete snapshots that are kept."""
         facts: dict[str, Any] = field(default_factory=dict)
         """JSON; a snapshot with other facts is refused."""
 
@@ -117,9 +117,9 @@ class HDF5CheckpointManager(CheckpointManager):
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.saved_step: int | None = None
-        self.best: snapshot_folder.Best | None = None
+        self.best: snapshot_manifest.Best | None = None
         self.superseded: Callable[[], bool] = lambda: False
-        self.pace: Pace | None = None
+        self.pace: SnapshotInterval | None = None
         self.wanted: int | None = None
         self.tell: Callable[[str, str], None] | None = None
         self.make_room: Callable[[], None] | None = None
@@ -240,7 +240,7 @@ class HDF5CheckpointManager(CheckpointManager):
             return
         self._tell(f"step {step}: {_reason(failure)}; the newest one on disk is of step {self.saved_step}")
         logger.error(
-            "SNAPSHOT FAILED, training goes on with the one before step=%d kept=%s path=%s why=%s",
+            "SNAPSHOT FAILED, training continues and the one before stays step=%d kept=%s path=%s why=%s",
             step,
             self.saved_step,
             snapshot,
@@ -249,12 +249,12 @@ class HDF5CheckpointManager(CheckpointManager):
         if self.superseded():
             return
         try:
-            snapshot_folder.remove(snapshot)
+            snapshot_manifest.remove(snapshot)
         except OSError as error:
             logger.error("a half-written snapshot can't be deleted path=%s why=%s", snapshot, error)
 
     def _tell(self, why: str) -> None:
-        """Say to people, too, that snapshots can't be written, or that they can again."""
+        """Report, for people, that snapshots can't be written, or that they can be again."""
         if self.tell is not None:
             self.tell("snapshot", why)
 
@@ -263,9 +263,9 @@ class HDF5CheckpointManager(CheckpointManager):
         if self.rank or self.superseded():
             return
         with self._pruning:
-            for path in snapshot_folder.superfluous(self.path, keep, self.best):
+            for path in snapshot_manifest.superfluous(self.path, keep, self.best):
                 try:
-                    snapshot_folder.remove(path)
+                    snapshot_manifest.remove(path)
                 except OSError as error:
                     logger.error("an old snapshot can't be deleted path=%s why=%s", path, error)
 
@@ -288,7 +288,7 @@ class HDF5CheckpointManager(CheckpointManager):
                 continue
             if self.rank == 0:
                 for path in refused:
-                    snapshot_folder.set_aside(path)
+                    snapshot_manifest.set_aside(path)
             self.saved_step = candidate
             return True
         if steps:
@@ -302,7 +302,9 @@ class HDF5CheckpointManager(CheckpointManager):
         """Fill the state from a snapshot whose manifest was read already."""
         snapshot, manifest = Path(checkpoint_id), self._manifest
         if not set(self.random.names()) <= set(manifest.tensors):
-            logger.warning("random generators start anew: the snapshot had %d ranks rank=%d", manifest.ranks, self.rank)
+            logger.warning(
+                "random generators are seeded again: the snapshot had %d ranks rank=%d", manifest.ranks, self.rank
+            )
             del state_dict[RANDOM]
         try:
             dcp.load(state_dict, storage_reader=HDF5Reader(snapshot, manifest), process_group=self.pg)
@@ -315,22 +317,22 @@ class HDF5CheckpointManager(CheckpointManager):
         self.states[MODEL].load_state_dict(state_dict)
 
     def _check_facts(self, snapshot: Path, manifest: SnapshotManifest) -> None:
-        changed = snapshot_folder.differences(manifest.facts, self.facts)
+        changed = snapshot_manifest.differences(manifest.facts, self.facts)
         if changed:
             raise UserError(
                 f"{snapshot} belongs to another training: {'; '.join(changed)}. "
-                "Set these back to go on, or take another run.dir to start anew"
+                "Restore these to continue, or use another run.dir for a new run"
             )
 
     def _tidy(self) -> list[int]:
-        """Delete what saves that were cut off left behind; the steps of all snapshots, ascending."""
-        for path in snapshot_folder.half_written(self.path):
+        """Delete the remains of interrupted saves. Returns the steps of all snapshots, ascending."""
+        for path in snapshot_manifest.half_written(self.path):
             logger.warning("deleting a half-written snapshot path=%s", path)
-            snapshot_folder.remove(path)
-        return snapshot_folder.snapshots(self.path)
+            snapshot_manifest.remove(path)
+        return snapshot_manifest.snapshots(self.path)
 
     def _first_rank(self, ask: Any) -> Any:
-        """What rank 0 finds, on every rank: a shared file system may show each of them something else."""
+        """The result of rank 0 on every rank: a shared file system may show each of them another state."""
         answer = [ask() if self.rank == 0 else None]
         dist.broadcast_object_list(answer, src=0, group=self.pg)
         return answer[0]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from specbatch.snapshot.chunks import chunk_files, dtype_of, part
-from specbatch.snapshot.folder import DamagedSnapshot, read_manifest, snapshot_path, snapshots
-
-logger = logging.getLogger(__name__)
+from specbatch.snapshot.manifest import DamagedSnapshot, read_manifest
 
 
 def read_tensors(snapshot: Path, names: Iterable[str] | None = None, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -33,7 +30,7 @@ def read_tensors(snapshot: Path, names: Iterable[str] | None = None, prefix: str
 def each_tensor(
     snapshot: Path, names: Iterable[str] | None = None, prefix: str = ""
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """As `read_tensors`, one at a time, in the order of their names if those are given."""
+    """Yield what `read_tensors` returns, one at a time, in the order of their names if those are given."""
     manifest = read_manifest(snapshot)
     with chunk_files(snapshot) as files:
         for name in manifest.tensors if names is None else names:
@@ -51,18 +48,8 @@ def each_tensor(
             yield name, tensor
 
 
-def verify(snapshot: Path) -> None:
-    """Read everything that a snapshot holds and check it.
-
-    Raises:
-        DamagedSnapshot: naming file and tensor.
-    """
-    for problem in damage(snapshot):
-        raise DamagedSnapshot(problem)
-
-
 def damage(snapshot: Path) -> Iterator[str]:
-    """Read everything that a snapshot holds; a sentence for each part that is not what was written."""
+    """Read a snapshot completely; yields a sentence for each part that differs from what was written."""
     try:
         manifest = read_manifest(snapshot)
     except DamagedSnapshot as error:
@@ -75,22 +62,3 @@ def damage(snapshot: Path) -> Iterator[str]:
                     files.read(name, dtype_of(stored.dtype), chunk)
                 except DamagedSnapshot as error:
                     yield str(error)
-
-
-def newest_loadable(folder: Path) -> int | None:
-    """The newest step whose snapshot is whole and undamaged, by reading it; what is refused is logged by name.
-
-    Args:
-        folder: the snapshots of a run.
-
-    Returns:
-        None if there is no such snapshot.
-    """
-    for step in reversed(snapshots(folder)):
-        try:
-            verify(snapshot_path(folder, step))
-        except DamagedSnapshot as error:
-            logger.error("snapshot refused, taking the one before step=%d why=%s", step, error)
-        else:
-            return step
-    return None

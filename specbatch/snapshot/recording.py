@@ -19,14 +19,14 @@ import h5py
 import msgspec
 import torch
 
-from specbatch.manifest import PackId
+from specbatch.pack_manifest import PackId
 from specbatch.snapshot.chunks import read_checked, write_tensor
-from specbatch.snapshot.disk import Disk
-from specbatch.snapshot.folder import DamagedSnapshot
+from specbatch.snapshot.durable_file import DurableFile
+from specbatch.snapshot.manifest import DamagedSnapshot
 
 ABOUT = "about"
-"""Attribute of a file's root: JSON that says what the file is."""
-TENSORS = ("input_ids", "loss_mask", "aux", "last")
+"""Attribute of a file's root: JSON that describes the file."""
+RESULT = "result"
 
 
 @dataclass
@@ -40,13 +40,13 @@ class RecordedPack:
     void: str
     """Why it trained as zero; empty if it did not."""
     tensors: dict[str, torch.Tensor]
-    """`TENSORS`, as the draft read them."""
+    """``input_ids``, ``loss_mask`` and the captured tensors by name, as the draft read them."""
     result: torch.Tensor
-    """Float ``[2, K]``: weighted losses of the unrolled steps, and right proposals."""
+    """Float ``[2, T]``: weighted losses of the terms, and right proposals."""
 
 
 class AboutPack(msgspec.Struct, frozen=True):
-    """What a file says of a pack."""
+    """Description of a pack in a file."""
 
     id: PackId
     samples: tuple[int, ...]
@@ -55,7 +55,7 @@ class AboutPack(msgspec.Struct, frozen=True):
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a file says of itself."""
+    """Description of a file."""
 
     kind: str
     format: int
@@ -66,7 +66,7 @@ class About(msgspec.Struct, frozen=True):
     """Ranks that train a pack together; each has only its share of the rows."""
     packs: tuple[AboutPack, ...]
     line: dict[str, Any]
-    """What ``metrics.jsonl`` has of the step, all floats exact."""
+    """The line of the step in ``metrics.jsonl``, with exact floats."""
 
 
 def step_folder(recordings: Path, step: int) -> Path:
@@ -101,11 +101,11 @@ def write_rank(
     told = tuple(AboutPack(pack.id, pack.samples, pack.lengths, pack.void) for pack in packs)
     about = About("recording", 1, step, rank, ranks, together, told, line)
     try:
-        with Disk(part) as disk:
+        with DurableFile(part) as disk:
             with h5py.File(disk, "w", libver="latest") as file, ThreadPoolExecutor(1, "checksums") as aside:
                 file.attrs[ABOUT] = msgspec.json.encode(about).decode()
                 for pack in packs:
-                    for name, tensor in {**pack.tensors, "result": pack.result}.items():
+                    for name, tensor in {**pack.tensors, RESULT: pack.result}.items():
                         write_tensor(file, f"{_name(pack.id)}/{name}", tensor, aside)
                         if disk.error is not None:
                             break
@@ -170,8 +170,12 @@ class RecordedStep:
                 continue
             group = self._files[owner][_name(pack)]
             where = str(self.path / f"rank-{owner}.h5")
-            tensors = {name: read_checked(group, name, where) for name in TENSORS}
-            result = read_checked(group, "result", where)
+            tensors = {name: read_checked(group, name, where) for name in group}
+            result = tensors.pop(RESULT, None)
+            if result is None or not {"input_ids", "loss_mask"} <= tensors.keys():
+                raise DamagedSnapshot(
+                    f"{where}: pack {_name(pack)} lacks datasets; it has {', '.join(group) or 'none'}"
+                )
             return RecordedPack(told.id, told.samples, told.lengths, told.void, tensors, result)
         return None
 
@@ -194,9 +198,17 @@ def recorded_steps(recordings: Path) -> list[int]:
     return found
 
 
+def consecutive(steps: Sequence[int], first: int) -> int:
+    """How many of the steps follow each other without a gap, from the first one on."""
+    count = 0
+    while first + count in steps:
+        count += 1
+    return count
+
+
 def forget(recordings: Path, rank: int, ranks: int, *, before: int = 0, after: int | None = None) -> None:
-    """Delete a rank's files of old steps, or of steps that are going to be trained again, and what a write that was cut
-    off left of them. Files of ranks that there are no more are divided among those that there are.
+    """Delete a rank's files of old steps or of steps that will be trained again, and the remains of interrupted writes.
+    Files of ranks that no longer exist are divided among the present ranks.
 
     Args:
         ranks: that record now.

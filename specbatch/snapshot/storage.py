@@ -1,7 +1,7 @@
 """Snapshots through torch.distributed.checkpoint: a `StorageWriter` and a `StorageReader` in HDF5.
 
-Every rank writes its shards into a file of its own and waits for the disk; then the coordinator renames the
-manifest into place, so that a half-written snapshot does not exist. A snapshot loads on any number of ranks.
+Every rank writes its shards into its own file and waits for the disk; then the coordinator renames the manifest into
+place, so that half-written snapshots can't exist. A snapshot loads on any number of ranks.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from torch.futures import Future
 
 from specbatch import __version__
 from specbatch.errors import AttemptError
-from specbatch.snapshot import values
+from specbatch.snapshot import json_state
 from specbatch.snapshot.chunks import chunk_files, dtype_name, dtype_of, part, write_tensor
-from specbatch.snapshot.disk import Disk
-from specbatch.snapshot.folder import (
+from specbatch.snapshot.durable_file import DurableFile
+from specbatch.snapshot.manifest import (
     FORMAT,
     MANIFEST,
     SnapshotManifest,
@@ -56,7 +56,7 @@ from specbatch.snapshot.folder import (
 
 @dataclass(frozen=True)
 class _Written:
-    """What the coordinator learns of an item: where its chunk lies, or its value."""
+    """What the coordinator gets for an item: the place of its chunk, or its value."""
 
     chunk: StoredChunk | None = None
     file_bytes: int = 0
@@ -69,8 +69,8 @@ class HDF5Writer(StorageWriter):
     Args:
         snapshot: its folder; made if missing.
         step: optimizer steps done.
-        facts: what has to be the same where training goes on; JSON.
-        superseded: whether the snapshots are a later attempt's by now; nothing of theirs is touched then.
+        facts: facts that must be the same when training continues; JSON.
+        superseded: returns whether a later attempt owns the snapshots by now; then none of them is touched.
 
     An `OSError` of any rank, as of a full disk, arrives on all ranks as torch's `CheckpointException`; the folder
     then has no manifest.
@@ -97,23 +97,27 @@ class HDF5Writer(StorageWriter):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         self._refuse_if_superseded()
-        self.snapshot.mkdir(parents=True, exist_ok=True)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Number the plans; a snapshot that is written again is none until its end."""
         self._refuse_if_superseded()
+        self.snapshot.mkdir(parents=True, exist_ok=True)
         (self.snapshot / MANIFEST).unlink(missing_ok=True)
         self.ranks = len(plans)
         return [replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        # Not before all ranks have their plans: until then the coordinator may be deleting what a failed save left.
+        self.snapshot.mkdir(parents=True, exist_ok=True)
         results = self._write_tensors(plan, planner)
         for item in plan.items:
             if item.type == WriteItemType.BYTE_IO:
                 pickled = planner.resolve_data(item)
                 assert isinstance(pickled, io.BytesIO)
-                results.append(WriteResult(item.index, 0, _Written(value=values.from_torch(item.index.fqn, pickled))))
+                results.append(
+                    WriteResult(item.index, 0, _Written(value=json_state.from_torch(item.index.fqn, pickled)))
+                )
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
@@ -123,7 +127,7 @@ class HDF5Writer(StorageWriter):
         if not items:
             return []
         name, results = f"rank-{plan.storage_data}.h5", []
-        with Disk(self.snapshot / name) as disk:
+        with DurableFile(self.snapshot / name) as disk:
             with h5py.File(disk, "w", libver="latest") as file, ThreadPoolExecutor(1, "checksums") as aside:
                 for item in items:
                     tensor = planner.resolve_data(item)
@@ -223,7 +227,7 @@ class HDF5Reader(StorageReader):
         for item in plan.items:
             name = item.storage_index.fqn
             if item.type == LoadItemType.BYTE_IO:
-                planner.load_bytes(item, values.to_torch(self.manifest.values[name]))
+                planner.load_bytes(item, json_state.to_torch(self.manifest.values[name]))
             else:
                 wanted[places[item.storage_index]].append(item)
         with chunk_files(self.snapshot) as files:

@@ -1,8 +1,8 @@
 """The trainer ranks: torchtitan's trainer with the draft as its model, fed from the store."""
 
 EXIT_USER = 2
-"""Exit code of a rank whose log's last line names what the user can mend."""
+"""Exit code of a rank that the user can mend; the last line of its log says how."""
 EXIT_FINAL = 70
-"""Exit code of a rank that would fail again in the same way, however often it is started."""
+"""Exit code of a rank that would fail in the same way after every restart."""
 EXIT_ATTEMPT = 71
-"""Exit code of a rank that would fail again in the same way in this attempt; another one may do better."""
+"""Exit code of a rank that would fail in the same way for the rest of this attempt, but perhaps not in the next."""

@@ -14,17 +14,17 @@ import torch
 import torchtitan.tools.utils as titan
 
 MEMORY_UNKNOWN = 1 << 34
-"""Bytes that torchtitan prints shares of. The host's memory is not the rank's alone, so no number is right."""
+"""Bytes of memory that torchtitan prints percentages of. Ranks share the host's memory, so no number is right."""
 
 
 def _host() -> types.ModuleType:
-    """What torchtitan asks of `torch.cuda`, answered for the host."""
+    """Return a module with the functions of `torch.cuda` that torchtitan calls, for the host."""
     host = types.ModuleType("host")
     answers = {
         "set_device": torch.cpu.set_device,
         "device_count": torch.cpu.device_count,
         "synchronize": torch.cpu.synchronize,
-        # torch.cpu's own answer is a string, and barrier(device_ids=...) takes numbers.
+        # torch.cpu returns a string, but barrier(device_ids=...) takes numbers.
         "current_device": lambda: 0,
         "get_device_name": lambda device=None: "cpu",
         "get_device_properties": lambda device=None: types.SimpleNamespace(total_memory=MEMORY_UNKNOWN),
@@ -39,12 +39,12 @@ def _host() -> types.ModuleType:
 
 
 def local_device() -> torch.device:
-    """The device of this rank."""
+    """Return the device of this rank."""
     return titan.get_local_device()
 
 
 if not torch.accelerator.is_available():
     titan.device_type, titan.device_module = "cpu", _host()
     titan.get_local_device = lambda: torch.device("cpu")
-    # Else it looks for a GPU with lspci and takes what it does not find for an A100.
+    # The original looks for a GPU with lspci, and assumes an A100 if it finds none.
     titan.get_peak_flops = lambda name: 1e12

@@ -1,8 +1,9 @@
-"""What a step gave, summed over packs and ranks."""
+"""The results of a step, summed over packs and ranks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor
 from torchtitan.components.loss import BaseLoss
 from torchtitan.components.metrics import MetricsProcessor
 
-from specbatch.training.steps import StepFacts
+from specbatch.drafts.base import Term
+from specbatch.training.feed.steps import StepFacts
 
 
-class UnrolledLoss(BaseLoss):
-    """The sum of what the draft's forward pass returns; keeps the parts, which torchtitan would throw away."""
+class DraftLoss(BaseLoss):
+    """Sums what the draft's forward pass returns, and keeps the parts, which torchtitan would discard."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseLoss.Config):
@@ -24,28 +26,28 @@ class UnrolledLoss(BaseLoss):
 
     def __init__(self, config: Config, **unused: Any) -> None:
         self.packs: list[Tensor] = []
-        """Float ``[2, K]`` for each pack since the start of the step: weighted losses, and right proposals."""
+        """Weighted losses and right proposals of each pack since the start of the step: float ``[2, T]`` each."""
 
     def __call__(
         self, pred: Tensor, labels: Tensor, global_valid_tokens: Tensor | None = None, **unused: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """
         Args:
-            pred: ``[2, K]``, of which the first row is weighted so that its sum over packs and ranks is the loss.
+            pred: ``[2, T]``. The first row is weighted such that its sum over packs and ranks is the loss.
         """
         self.packs.append(pred.detach())
         return pred[0].sum(), {}
 
 
 class StepMetrics(MetricsProcessor):
-    """torchtitan's, asked at every step, and kept for `specbatch.training.trainer` to report."""
+    """torchtitan's metrics of every step, kept for `specbatch.training.trainer` to report."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):
         pass
 
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradients before clipping."""
     learning_rate: float
 
     def should_log(self, step: int) -> bool:
@@ -70,34 +72,34 @@ class StepSums:
     """Sums over all packs of all ranks."""
 
     weighted: Tensor
-    """float64 ``[K]``: weighted losses of the unrolled steps; their sum is the step's loss."""
+    """Weighted losses of the terms, whose sum is the step's loss: float64 ``[T]``."""
     right: Tensor
-    """float64 ``[K]``: how often the draft's most likely token was the target's."""
+    """How often the draft was right, for each term: float64 ``[T]``."""
     waited_s: float
-    """Longest time that a rank stood still for want of data."""
+    """Longest time that a rank waited for data."""
     void: int
     """Packs that trained as zero."""
     snapshot_due: bool
-    """What the first rank says."""
+    """Whether a snapshot should follow, as the first rank says."""
 
 
 def gather(packs: list[Tensor], waited_s: float, void: int, *, snapshot_due: bool = False) -> StepSums:
-    """Add up over ranks, in the order of ranks, so that the result is the same every time.
+    """Add up over ranks in the order of ranks, so that the result is reproducible.
 
     Args:
-        packs: float ``[2, K]`` for each of this rank's packs.
-        snapshot_due: whether the step should be followed by a snapshot; only the first rank is listened to.
+        packs: float ``[2, T]`` for each of this rank's packs.
+        snapshot_due: whether a snapshot should follow the step; only the first rank's value counts.
     """
     local = torch.stack(packs).double().sum(0).flatten()
     mine = torch.cat([local, local.new_tensor([waited_s, void, snapshot_due])])
-    of_ranks = of_all_ranks(mine)
+    of_ranks = gather_numbers(mine)
     total = of_ranks.sum(0).cpu()
     weighted, right = total[:-3].view(2, -1)
     return StepSums(weighted, right, float(of_ranks[:, -3].max()), int(total[-2]), bool(of_ranks[0, -1]))
 
 
-def of_all_ranks(mine: Tensor) -> Tensor:
-    """``[ranks, n]``: the numbers of all ranks, in their order; sums over them are the same every time.
+def gather_numbers(mine: Tensor) -> Tensor:
+    """Return the numbers of all ranks, ``[ranks, n]``, in the order of ranks, so that sums are reproducible.
 
     Args:
         mine: ``[n]``.
@@ -111,7 +113,7 @@ def metrics_line(
     facts: StepFacts,
     sums: StepSums,
     *,
-    step_decay: float,
+    terms: Sequence[Term],
     grad_norm: float,
     learning_rate: float,
     seconds: float,
@@ -119,22 +121,22 @@ def metrics_line(
     evaluation: dict[str, Any] | None = None,
     skipped: str = "",
 ) -> dict[str, Any]:
-    """The line of a step.
+    """Return the line of a step in the metrics file.
 
-    ``loss`` is what was minimised: the sum of the unrolled steps' mean cross-entropies, each weighted by
-    ``step_decay`` to the power of its number. ``losses`` and ``accuracy`` are the plain means of each unrolled step,
-    null where a step had nothing to learn from. ``seconds`` is since the end of the step before, ``wait_s`` the part of
-    it that the rank that waited longest stood still for want of data, ``snapshot_s``, where it is told, the part
-    that it stood still for the snapshot of the step before. ``evaluation`` is there after steps that were followed by
-    one (`specbatch.training.heldout`), whose seconds are its own. ``skipped`` is there where a step changed nothing,
-    and says why; what is no number is null then.
+    ``loss`` is the minimised value: the weighted sum of the means of its ``terms``. ``losses`` and ``accuracy`` are the
+    plain means of each term, null if a term had no positions. ``seconds`` counts from the end of the previous step;
+    ``wait_s`` is the part of it that the rank with the longest wait waited for data, and ``snapshot_s``, if present,
+    the part that it waited for the snapshot of the previous step. ``evaluation`` is present if an evaluation
+    (`specbatch.training.heldout`) followed the step; its seconds are not part of the step's. ``skipped`` is present if
+    the step changed nothing, and says why; values that are not finite are null then.
     """
     seen = facts.counts > 0
-    losses = [_number(float(x) / step_decay**k) if seen[k] else None for k, x in enumerate(sums.weighted)]
+    losses = [_number(float(x) / float(facts.shares[k])) if seen[k] else None for k, x in enumerate(sums.weighted)]
     accuracy = [float(x) / int(facts.counts[k]) if seen[k] else None for k, x in enumerate(sums.right)]
     return {
         "step": facts.step,
         "loss": _number(float(sums.weighted.sum())),
+        "terms": [term.name for term in terms],
         "losses": losses,
         "accuracy": accuracy,
         "grad_norm": grad_norm,

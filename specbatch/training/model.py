@@ -1,6 +1,6 @@
 """The draft as torchtitan's model: built on meta, sharded, then made from a seed.
 
-State dictionary, names and shapes are the draft's own. Only the outside is torchtitan's.
+State dictionary, names and shapes are the draft's own; only the interface is torchtitan's.
 """
 
 from __future__ import annotations
@@ -18,63 +18,62 @@ from torchtitan.protocols.model import BaseModel
 from torchtitan.protocols.model_spec import ModelSpec
 
 from specbatch.config import Config
-from specbatch.target import TargetShape, embedding, lm_head
-from specbatch.training.drafts import files, training
+from specbatch.drafts.base import Algorithm
+from specbatch.target import TargetShape, embedding, head_bias, lm_head
 
 if TYPE_CHECKING:
     from specbatch.corpus import Corpus
-    from specbatch.training.drafts.published import Published
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a draft begins."""
+    """Where a draft's first weights come from."""
 
-    algorithm: str
+    algorithm: Algorithm
     target: TargetShape
-    """Where embedding and head are read from."""
+    """The target that embedding and head are read from."""
     seed: int
-    draft: Published | None
-    """One whose weights are taken, where no snapshot is loaded."""
+    draft: Any
+    """A published draft whose weights are used if no snapshot is loaded; None if there is none."""
 
 
 @cache
 def draft_model(draft: type[torch.nn.Module]) -> type[BaseModel]:
-    """A draft algorithm's module with the protocol that torchtitan asks of a model, and the module's own names."""
+    """Return a draft algorithm's module as a class with torchtitan's model protocol, under the module's own names."""
 
     class DraftModel(draft, BaseModel):  # type: ignore[valid-type, misc]
         @dataclass(kw_only=True, slots=True)
         class Config(BaseModel.Config):
             draft: Any
-            """What the module is made from."""
+            """The configuration that the module is built from."""
             start: Start
 
             def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-                """Everything is known already."""
+                """Do nothing: the configuration is complete."""
 
             def get_nparams_and_flops(self, model: torch.nn.Module, seq_len: int) -> tuple[int, int]:
-                """Parameters, and floating point operations a token if every column were live."""
+                """Return parameters, and operations per token if each were used once; torchtitan only prints them."""
                 count = sum(parameter.numel() for parameter in model.parameters())
-                return count, 6 * count * self.draft.ttt_steps
+                return count, 6 * count
 
             def to_dict(self) -> dict[str, Any]:
                 start = self.start
-                return {"algorithm": start.algorithm, "target": str(start.target.path), "seed": start.seed}
+                return {"algorithm": start.algorithm.name, "target": str(start.target.path), "seed": start.seed}
 
         def __init__(self, config: Config) -> None:
             super().__init__(config.draft)
-            self._start, self._draft_ids = config.start, config.draft.draft_ids
+            self._start, self._settings = config.start, config.draft
 
         def verify_module_protocol(self) -> None:
-            """Plain modules of torch are fine: nothing here is tensor parallel."""
+            """Accept plain modules of torch: nothing here is tensor parallel."""
 
         def init_states(self, *, buffer_device: torch.device | None = None) -> None:
-            """Make the first weights, and attach what is read of the target."""
+            """Initialize the weights, and attach what is read from the target."""
             start, tensors = self._start, None
             head = lm_head(start.target)
             if start.draft is not None:
-                tensors = files(start.algorithm).starting_tensors(start.draft, self._draft_ids, head)
-            self.initialize(start.seed, embedding(start.target), head, tensors)
+                tensors = start.algorithm.files.starting_tensors(start.draft, self._settings, head)
+            self.initialize(start.seed, embedding(start.target), head, tensors, head_bias(start.target))
 
     return DraftModel
 
@@ -82,7 +81,7 @@ def draft_model(draft: type[torch.nn.Module]) -> type[BaseModel]:
 def parallelize(
     model: torch.nn.Module, *, parallel_dims: ParallelDims, training: Any, **unused: Any
 ) -> torch.nn.Module:
-    """Shard the draft over all ranks as one unit. Gradients are plain sums: the losses are means already."""
+    """Shard the draft over all ranks as one unit. Gradients are summed, not averaged: the losses are means already."""
     names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
     policy = MixedPrecisionPolicy(
         param_dtype=TORCH_DTYPE_MAP[training.mixed_precision_param],
@@ -90,31 +89,28 @@ def parallelize(
         cast_forward_inputs=False,
     )
     if parallel_dims.cp_enabled:
-        # Meshes fold it into `fsdp`: ranks that share packs are ranks like all others, but for the loss.
+        # Meshes fold it into `fsdp`: only the loss treats ranks that share packs differently.
         model.group = parallel_dims.get_mesh("cp").get_group()
     fully_shard(model, mesh=parallel_dims.get_mesh(names), mp_policy=policy)
     disable_fsdp_gradient_division(model)
-    # Else the undivided gradient is reduced with PREMUL_SUM, which gloo does not have.
+    # Without this, the undivided gradient is reduced with PREMUL_SUM, which gloo lacks.
     model.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "evaluate")
     return model
 
 
-def model_spec(config: Config, target: TargetShape, corpus: Corpus, start: Published | None = None) -> ModelSpec:
-    """What torchtitan builds the draft from.
+def model_spec(config: Config, algorithm: Algorithm, corpus: Corpus, start: Any = None) -> ModelSpec:
+    """Return the specification that torchtitan builds the draft from.
 
     Args:
-        start: a draft whose weights are taken, where no snapshot is loaded.
+        start: a draft whose weights are used if no snapshot is loaded.
     """
-    name = config.draft.algorithm
-    algorithm = training(name)
-    model: Any = draft_model(algorithm.Draft)
+    model: Any = draft_model(algorithm.module())
+    target = algorithm.target
     return ModelSpec(
-        name=name,
+        name=algorithm.name,
         flavor=target.path.name,
-        model=model.Config(
-            draft=algorithm.settings(config, target, corpus), start=Start(name, target, config.run.seed, start)
-        ),
+        model=model.Config(draft=algorithm.settings(corpus), start=Start(algorithm, target, config.run.seed, start)),
         parallelize_fn=parallelize,
         pipelining_fn=None,
         post_optimizer_build_fn=None,

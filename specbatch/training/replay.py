@@ -1,4 +1,4 @@
-"""Recorded steps in the place of a live run: where packs come from, who lets steps begin, and what came out."""
+"""Replaces a live run by recorded steps: the source of packs, the conductor of steps, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -10,103 +10,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from specbatch.capture import CaptureContract
 from specbatch.dispatch.messages import Go, Phase
+from specbatch.drafts.base import CaptureContract
+from specbatch.drafts.masks import SampleId
+from specbatch.drafts.pack import ContextShard, PackTensors
 from specbatch.errors import RunError
-from specbatch.manifest import PackId
-from specbatch.plan import Pack, Plan
+from specbatch.pack_manifest import PackId
+from specbatch.plan import Pack
+from specbatch.recorded_plan import RecordedPlan
 from specbatch.snapshot.recording import RecordedPack, RecordedStep
-from specbatch.training.buffers import empty_pack
-from specbatch.training.drafts.pack import PackTensors, Share
-from specbatch.training.steps import Steps
+from specbatch.training.feed.buffers import ShareRows, empty_pack
+from specbatch.training.feed.steps import Steps
 
 COMPARED = ("loss", "losses", "accuracy", "grad_norm")
-"""What a step's metrics say of its arithmetic."""
-
-
-class RepeatedPlan:
-    """The recorded steps of a plan, over and over: step 1 is the first of them.
-
-    Args:
-        first: the first recorded step.
-        count: how many follow each other.
-        epochs: passes over them.
-    """
-
-    def __init__(self, plan: Plan, *, first: int, count: int, epochs: int) -> None:
-        self._plan, self.first, self.count, self.epochs = plan, first, count, epochs
-
-    @property
-    def packs_per_step(self) -> int:
-        return self._plan.packs_per_step
-
-    @property
-    def steps(self) -> int:
-        return self.count * self.epochs
-
-    def recorded(self, step: int) -> int:
-        """Which recorded step a step repeats."""
-        return self.first + (step - 1) % self.count
-
-    def assign(self, step: int, ranks: int) -> list[list[Pack]]:
-        return self._plan.assign(self.recorded(step), ranks)
-
-    def tokens(self, pack: Pack) -> int:
-        return self._plan.tokens(pack)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What makes it this plan."""
-        recorded = {"first": self.first, "count": self.count, "epochs": self.epochs}
-        return {**self._plan.fingerprint, "recorded": recorded}
+"""Metrics of a step that depend on its arithmetic."""
 
 
 class Alone:
-    """Lets every step begin up to a last one, or until somebody asks to stop (`specbatch.training.sources.Conductor`).
+    """Lets every step up to the last one begin (`specbatch.training.protocols.Conductor`)."""
 
-    Args:
-        asked: whether somebody did; only that of rank 0 is called, so that all ranks stop after the same step. None:
-            nobody can.
-        device: the rank's.
-    """
-
-    def __init__(self, last_step: int, asked: Callable[[], bool] | None, device: torch.device) -> None:
-        self._last_step, self._asked, self._device = last_step, asked, device
+    def __init__(self, last_step: int) -> None:
+        self._last_step = last_step
 
     def join(self, rank: int, world: int, segment: str, segment_bytes: int, step: int, generation: int = 0) -> None:
-        """Nobody waits for anybody."""
+        """Do nothing: no rank waits for another."""
 
     def begin(self, rank: int, step: int) -> Go:
         if step > self._last_step:
-            return Go(False, Phase.STOP, "all wanted steps are trained")
-        return Go(False, Phase.STOP, "asked to stop") if self._is_asked(rank) else Go(True, Phase.WORK)
-
-    def _is_asked(self, rank: int) -> bool:
-        if self._asked is None:
-            return False
-        asked = torch.tensor(rank == 0 and self._asked(), dtype=torch.int32, device=self._device)
-        dist.broadcast(asked, 0)
-        return bool(asked)
-
-
-PartOf = Callable[[Tensor, tuple[int, ...], Share], dict[str, Tensor]]
-"""The rows of each tensor that a share of a pack has, from its loss mask and lengths, ascending."""
+            return Go(False, Phase.STOP, "all requested steps are trained")
+        return Go(True, Phase.WORK)
 
 
 class Recordings:
-    """The packs of a rank out of recordings (`specbatch.training.sources.PackSource`). What ranks that trained a pack
-    together had of it is put together, and divided again among as many as train it now.
+    """The packs of a rank, read from recordings (`specbatch.training.protocols.PackSource`). The parts of ranks that
+    trained a pack together are joined, and divided again among the ranks that train it now.
 
     Args:
-        recordings: their folder.
+        recordings: folder of the recordings.
         steps: which packs this rank trains.
-        plan: translates steps; None: they are the recorded ones.
+        plan: translates steps to recorded ones; None if they are the same.
+        trained: is called with each finished step.
         share: which part of its packs this rank trains.
-        had: what each share had when it was recorded.
-        has: what each share has now.
+        had: the rows of each share when it was recorded.
+        has: the rows of each share now.
     """
 
     def __init__(
@@ -114,14 +62,15 @@ class Recordings:
         recordings: Path,
         steps: Steps,
         *,
-        plan: RepeatedPlan | None,
-        share: Share,
-        had: PartOf,
-        has: PartOf,
+        plan: RecordedPlan | None,
+        trained: Callable[[int], object],
+        share: ContextShard,
+        had: ShareRows,
+        has: ShareRows,
         contract: CaptureContract,
         device: torch.device,
     ) -> None:
-        self._recordings, self._steps, self._plan = recordings, steps, plan
+        self._recordings, self._steps, self._plan, self._trained = recordings, steps, plan, trained
         self._share, self._had, self._has = share, had, has
         self._contract, self._device = contract, device
         self._open: RecordedStep | None = None
@@ -129,13 +78,13 @@ class Recordings:
         self._waited_s = 0.0
 
     def start(self, trained: int) -> None:
-        """Nothing is fetched ahead."""
+        """Do nothing: packs are not fetched ahead."""
 
     def take(self, step: int, index: int) -> PackTensors:
-        """A pack, read and checked.
+        """Read a pack and check it.
 
         Raises:
-            DamagedSnapshot: naming file and dataset.
+            DamagedSnapshot: a recording is damaged; names file and dataset.
             RunError: the pack was not recorded.
         """
         begun = time.perf_counter()
@@ -151,14 +100,19 @@ class Recordings:
         tensors = found.tensors
         if (together, self._share.ranks) != (1, 1):
             tensors = {**tensors, **divide(join(parts, self._had), found, self._has, self._share)}
-        moved = {name: tensor.to(self._device) for name, tensor in tensors.items() if name != "loss_mask"}
-        return PackTensors(
-            moved["input_ids"], tensors["loss_mask"], found.lengths, moved["aux"], moved["last"], self._share
-        )
+        lacking = self._contract.widths.keys() - tensors.keys()
+        if lacking:
+            raise RunError(
+                f"{self._recordings}: step {step} was recorded without {', '.join(sorted(lacking))}, which this draft "
+                "reads: it was recorded for another draft.algorithm"
+            )
+        moved = {name: tensors[name].to(self._device) for name in ("input_ids", *self._contract.widths)}
+        ids = moved.pop("input_ids")
+        return PackTensors(ids, tensors["loss_mask"], found.lengths, moved, _samples(found), self._share)
 
     def result(self, step: int, pack: PackId) -> Tensor | None:
-        """What this rank's part of a pack gave when it was recorded; None if packs had other parts then. Raises as
-        `take`."""
+        """Return the recorded result of this rank's part of a pack; None if packs were divided differently then. Raises
+        the same as `take`."""
         together = self._step(step).together
         return self._recorded(step, pack, self._share.rank).result if together == self._share.ranks else None
 
@@ -169,11 +123,11 @@ class Recordings:
         return found
 
     def line(self, step: int) -> dict[str, Any]:
-        """The metrics of a step as they were recorded."""
+        """Return the recorded metrics of a step."""
         return self._step(step).line
 
     def release(self, step: int, index: int) -> None:
-        """Its memory goes with the last that uses it."""
+        """Do nothing: the memory is freed with its last reference."""
 
     def give_up(self, step: int, index: int, why: str) -> None:
         raise RunError(f"pack {index} of step {step} can't be trained by all ranks of its group: {why}")
@@ -186,6 +140,7 @@ class Recordings:
         return dict(self._void)
 
     def finish(self, step: int) -> None:
+        self._trained(step)
         self._void.clear()
 
     def _step(self, step: int) -> RecordedStep:
@@ -199,12 +154,13 @@ class Recordings:
         return self._open
 
 
-def join(parts: Sequence[RecordedPack], had: PartOf) -> dict[str, Tensor]:
-    """``aux`` and ``last`` of a whole pack, out of the parts of the ranks that trained it together, in their order."""
+def join(parts: Sequence[RecordedPack], had: ShareRows) -> dict[str, Tensor]:
+    """Return the captured tensors of a whole pack, joined from the parts of its ranks, in rank order."""
     first = parts[0]
-    rows = [had(first.tensors["loss_mask"], first.lengths, Share(rank, len(parts))) for rank in range(len(parts))]
+    shares = [ContextShard(rank, len(parts)) for rank in range(len(parts))]
+    rows = [had(first.tensors["loss_mask"], first.lengths, _samples(first), share) for share in shares]
     joined = {}
-    for name in ("aux", "last"):
+    for name in rows[0]:
         count = 1 + max(int(row[name].max()) if len(row[name]) else -1 for row in rows)
         whole = first.tensors[name].new_empty(count, *first.tensors[name].shape[1:])
         for part, row in zip(parts, rows, strict=True):
@@ -213,19 +169,23 @@ def join(parts: Sequence[RecordedPack], had: PartOf) -> dict[str, Tensor]:
     return joined
 
 
-def divide(whole: Mapping[str, Tensor], pack: RecordedPack, has: PartOf, share: Share) -> dict[str, Tensor]:
-    """The rows of each tensor that a share has."""
+def divide(whole: Mapping[str, Tensor], pack: RecordedPack, has: ShareRows, share: ContextShard) -> dict[str, Tensor]:
+    """Return the rows of each tensor that belong to a share."""
     if share.ranks == 1:
         return dict(whole)
-    rows = has(pack.tensors["loss_mask"], pack.lengths, share)
+    rows = has(pack.tensors["loss_mask"], pack.lengths, _samples(pack), share)
     return {name: tensor[rows[name]] for name, tensor in whole.items()}
 
 
+def _samples(pack: RecordedPack) -> tuple[SampleId, ...]:
+    return tuple(SampleId(pack.id[0], index) for index in pack.samples)
+
+
 class Verdicts:
-    """Says of each step whether it came out as it was recorded (`specbatch.training.sources.Observer`).
+    """Reports for each step whether its result equals the recorded one (`specbatch.training.protocols.Observer`).
 
     Args:
-        path: JSON lines; of rank 0 only, others write none.
+        path: file of JSON lines; only rank 0 writes it.
     """
 
     def __init__(self, source: Recordings, path: Path | None) -> None:
@@ -233,7 +193,7 @@ class Verdicts:
         self._packs: list[tuple[Pack, Tensor]] = []
 
     def start(self, trained: int) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def pack(self, pack: Pack, tensors: PackTensors, result: Tensor, void: dict[str, str]) -> None:
         self._packs.append((pack, result.cpu()))
@@ -264,7 +224,7 @@ class Verdicts:
 
 
 def _apart(loss: float | None, recorded: float | None) -> dict[str, float | None]:
-    """How far two losses are apart; nobody knows where one of them is no number."""
+    """Return the differences of two losses; None if one of them is not a number."""
     if loss is None or recorded is None:
         return {"apart": None, "relative": None}
     return {"apart": abs(loss - recorded), "relative": abs(loss - recorded) / max(abs(recorded), math.ulp(0.0))}

@@ -1,4 +1,4 @@
-"""From a run's configuration to torchtitan's."""
+"""Translates a run's configuration to torchtitan's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torchtitan.protocols.model_spec import ModelSpec
 from specbatch.config import Config
 from specbatch.rundir import RunDir
 from specbatch.snapshot.manager import HDF5CheckpointManager
-from specbatch.training.dataloader import PackLoader
-from specbatch.training.metrics import StepMetrics, UnrolledLoss
-from specbatch.training.steps import Steps
+from specbatch.training.feed.dataloader import PackLoader
+from specbatch.training.feed.steps import Steps
+from specbatch.training.metrics import DraftLoss, StepMetrics
 from specbatch.training.trainer import DraftTrainer
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class NoTokenizer(BaseTokenizer):
-    """torchtitan wants one; the corpus is tokenized already, so whoever asks it is wrong."""
+    """The tokenizer that torchtitan requires. The corpus is already tokenized, so using it is a defect."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseTokenizer.Config):
@@ -54,34 +54,34 @@ def trainer_config(
     last_step: int,
     facts: dict[str, Any],
 ) -> DraftTrainer.Config:
-    """What torchtitan trains with.
+    """Return the configuration of torchtitan's trainer.
 
     Args:
         last_step: the run's number of steps.
-        facts: what a snapshot must have been made with to go on from it.
+        facts: must equal those of the snapshot that training continues from.
     """
     training, gpu = config.training, torch.accelerator.is_available()
-    # A rank may stand in a collective while another waits for data; that is the head's to watch, not the network's.
+    # A rank may be in a collective while another waits for data: the head, not the network, decides what is too long.
     patience_s = int(config.run.stall_timeout_s) + 60
     return DraftTrainer.Config(
         model_spec=spec,
         dump_folder=str(run_dir.root),
         tokenizer=NoTokenizer.Config(),
         dataloader=PackLoader.Config(steps=steps, corpus=corpus),
-        loss=UnrolledLoss.Config(),
+        loss=DraftLoss.Config(),
         metrics=StepMetrics.Config(disable_color_printing=True),
         optimizer=optimizer(config, spec, gpu=gpu),
         lr_scheduler=schedule(config),
         training=TrainingConfig(
             local_batch_size=1,
             global_batch_size=training.packs_per_step,
-            seq_len=training.tokens_per_pack,
+            seq_len=even_length(training.tokens_per_pack, training.context_parallel),
             steps=last_step,
             max_norm=training.max_grad_norm,
             mixed_precision_param=training.dtype,
             disable_cuda_graphs=True,
         ),
-        # spmd_types, the default, names no mesh `fsdp`.
+        # The default, spmd_types, has no mesh named `fsdp`.
         parallelism=ParallelismConfig(
             spmd_backend="partial_dtensor", context_parallel_degree=training.context_parallel
         ),
@@ -89,7 +89,7 @@ def trainer_config(
         comm=CommConfig(
             init_timeout_seconds=patience_s,
             train_timeout_seconds=patience_s,
-            # Else a folder for a flight recorder is made in the run directory.
+            # Otherwise a folder for a flight recorder is created in the run directory.
             trace_buf_size=0,
         ),
         debug=DebugConfig(seed=config.run.seed, enable_structured_logging=False),
@@ -99,29 +99,41 @@ def trainer_config(
     )
 
 
+def even_length(tokens: int, ranks: int) -> int:
+    """Return the least length from ``tokens`` on that torchtitan lets ``ranks`` share; it has no effect on results.
+
+    Packs are shared by their live columns, whatever their length.
+    """
+    each = 2 * ranks if ranks > 1 else 1
+    return -(-tokens // each) * each
+
+
 def optimizer(config: Config, spec: ModelSpec, *, gpu: bool) -> OptimizersContainer.Config:
-    """AdamW; what is no matrix does not decay."""
+    """Return the configuration of AdamW, with weight decay on matrices only."""
     training = config.training
     assert spec.model is not None
     with torch.device("meta"):
         parameters = dict(spec.model.build().named_parameters())
-    vectors = "|".join(re.escape(name) for name, parameter in parameters.items() if parameter.ndim < 2)
+
+    def parameters_of(dimensions: int) -> list[str]:
+        return [name for name, parameter in parameters.items() if (1 if parameter.ndim < 2 else 2) == dimensions]
+
     shared = {"lr": training.learning_rate, "betas": tuple(training.betas)}
+    groups = []
+    # torchtitan rejects groups without parameters.
+    for decay, chosen in ((0.0, parameters_of(1)), (training.weight_decay, parameters_of(2))):
+        if chosen:
+            pattern = f"^({'|'.join(map(re.escape, chosen))})$"
+            kwargs = {**shared, "weight_decay": decay}
+            groups.append(ParamGroupConfig(pattern=pattern, optimizer_name="AdamW", optimizer_kwargs=kwargs))
     return OptimizersContainer.Config(
-        param_groups=[
-            ParamGroupConfig(
-                pattern=f"^({vectors})$", optimizer_name="AdamW", optimizer_kwargs={**shared, "weight_decay": 0.0}
-            ),
-            ParamGroupConfig(
-                pattern=".*", optimizer_name="AdamW", optimizer_kwargs={**shared, "weight_decay": training.weight_decay}
-            ),
-        ],
+        param_groups=groups,
         implementation="fused" if gpu else "foreach",
     )
 
 
 def schedule(config: Config) -> LRSchedulersContainer.Config:
-    """Warm-up, and then as configured until the last step. The warm-up of a shorter run is cut there."""
+    """Return the learning-rate schedule: warm-up, cut at the last step, and then as configured until the last step."""
     training = config.training
     share = {"constant": 0.0, "wsd": training.decay_share}.get(training.schedule)
     return LRSchedulersContainer.Config(

@@ -1,5 +1,5 @@
-"""torchtitan's trainer, with what is different here: packs come when their turn comes, the dispatcher says
-whether a step may begin, and every step is reported.
+"""torchtitan's trainer, with three differences: packs are taken one at a time as they are trained, the dispatcher
+decides whether a step may begin, and every step is reported.
 """
 
 from __future__ import annotations
@@ -20,55 +20,60 @@ from torch.distributed.tensor import DTensor
 from torchtitan.trainer import Trainer
 
 from specbatch.dispatch.messages import Phase
+from specbatch.drafts.base import Term
+from specbatch.drafts.pack import ContextShard, PackTensors
 from specbatch.errors import RunError
-from specbatch.evaluations import best_evaluation, best_step, merit
-from specbatch.snapshot.pace import Pace
-from specbatch.training.dataloader import Turn
-from specbatch.training.drafts.pack import PackTensors, Share
+from specbatch.evaluation.history import best_evaluation, best_step, merit
+from specbatch.snapshot.interval import SnapshotInterval
+from specbatch.training.feed.dataloader import Turn
+from specbatch.training.feed.device_copy import StepWeights
+from specbatch.training.feed.steps import StepFacts, Steps
 from specbatch.training.heldout import HeldOut
-from specbatch.training.metrics import StepSums, UnrolledLoss, gather, metrics_line
-from specbatch.training.metrics_file import MetricsFile
-from specbatch.training.sources import Conductor, Observer, PackSource
-from specbatch.training.steps import StepFacts, Steps
+from specbatch.training.metrics import DraftLoss, StepSums, gather, metrics_line
+from specbatch.training.observers.metrics_file import MetricsFile
+from specbatch.training.observers.trackers import Trackers
+from specbatch.training.protocols import Conductor, Observer, PackSource
 
 log = logging.getLogger(__name__)
 
 
 class NotFiniteError(RunError):
-    """A step gave a loss or a gradient that is no number. It would again."""
+    """A step gave a loss or gradient that is not finite; it would do so again after a restart."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a rank is connected to."""
+    """The objects that a rank's trainer is connected to."""
 
     client: Conductor
     prefetcher: PackSource
     steps: Steps
-    segment: str
-    """Name of the memory that this rank lends the store."""
-    segment_bytes: int
-    generation: int
-    """How often the ranks were started."""
-    metrics: Path | None
-    """Where steps are reported; None: nowhere."""
-    step_decay: float
-    calibrate: bool
-    """Whether the draft is new, and has to be fitted to the target's states."""
-    skip_not_finite: bool
-    """Whether a step whose loss or gradient is no number changes nothing, in place of ending the run."""
-    heldout: HeldOut | None
-    """For evaluations during training."""
-    evaluate_steps: int
-    """Steps between two of them; the last step is evaluated in any case."""
-    share: Share
+    share: ContextShard
     """Which part of its packs this rank trains."""
-    pace: Pace | None
-    """When snapshots are due; None: every so many steps."""
-    observer: Observer | None
-    """Is shown each pack and each step, as they were trained."""
+    terms: tuple[Term, ...]
+    calibrate: bool
+    """Whether the draft is new, and has to be calibrated to the target's states."""
+    skip_not_finite: bool
+    """Whether a step with a loss or gradient that is not finite is skipped, instead of ending the run."""
+    evaluate_steps: int
+    """Steps between two evaluations during training; the last step is evaluated in any case."""
+    heldout: HeldOut | None = None
+    """The packs for these evaluations; None if there are none."""
+    segment: str = ""
+    """Name of the memory segment that this rank lends to the store."""
+    segment_bytes: int = 0
+    generation: int = 0
+    """Number of the ranks' start within the attempt."""
+    metrics: Path | None = None
+    """File that steps are reported to; None if they are not reported."""
+    pace: SnapshotInterval | None = None
+    """Decides when snapshots are due; None if they are due every fixed number of steps."""
+    observer: Observer | None = None
+    """Is called with each trained pack and step."""
+    trackers: Trackers | None = None
+    """Receive what is written to ``metrics``."""
     superseded: Callable[[], bool] | None = None
-    """Whether a later attempt has begun; None: there are no attempts."""
+    """Returns whether a later attempt has begun; None if there are no attempts."""
 
 
 class DraftTrainer(Trainer):
@@ -78,7 +83,7 @@ class DraftTrainer(Trainer):
     class Config(Trainer.Config):
         pass
 
-    loss_fn: UnrolledLoss
+    loss_fn: DraftLoss
 
     def __init__(self, config: Config, *, surroundings: Surroundings) -> None:
         super().__init__(config)
@@ -92,14 +97,15 @@ class DraftTrainer(Trainer):
         self._waited_s = 0.0
         self._last_to_report = False
         self._skipped = ""
-        """Why the present step changes nothing."""
+        """Why the current step is skipped; empty if it is not."""
         self._best: dict[str, Any] | None = None
         self._pack: PackTensors | None = None
+        self._weights = StepWeights(surroundings.steps, self.device)
         self.stopped: str | None = None
-        """Why training ended before its last step."""
+        """Why training ended before its last step; None if it did not."""
 
     def should_continue_training(self) -> bool:
-        """Ask to begin the next step. Where the answer is to stop, save what is trained and leave."""
+        """Ask the dispatcher whether the next step may begin. If not, save a snapshot and return false."""
         if not self._joined:
             self._join()
         if not super().should_continue_training():
@@ -112,7 +118,7 @@ class DraftTrainer(Trainer):
                 if self._first:
                     if self._around.heldout is not None:
                         self._around.heldout.fetch(self._group())
-                    # What comes before is the start of engines, not this step.
+                    # The time before belongs to the start of the engines, not to this step.
                     self._first, self._step_ended = False, time.perf_counter()
                 else:
                     self._waited_s += time.perf_counter() - begun
@@ -128,7 +134,7 @@ class DraftTrainer(Trainer):
         return False
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, Any], Tensor]]) -> None:
-        """Train a step, report it, and give its packs back to the store."""
+        """Train a step, report it, and release its packs."""
         self.loss_fn.packs.clear()
         super().train_step(data_iterator)
         sums, facts = self._sums, self._around.steps.facts(self.step)
@@ -139,12 +145,13 @@ class DraftTrainer(Trainer):
         seconds = time.perf_counter() - self._step_ended
         evaluation = self._evaluate()
         line = metrics_line(
-            facts, sums, step_decay=self._around.step_decay, grad_norm=grad_norm,
+            facts, sums, terms=self._around.terms, grad_norm=grad_norm,
             learning_rate=self.metrics_processor.learning_rate, seconds=seconds,
             snapshot_s=self.checkpointer.take_blocked_s(), evaluation=evaluation, skipped=self._skipped,
         )  # fmt: skip
         if self._metrics is not None:
             self._metrics.write(line)
+        self.metrics_processor.logger.log(line, self.step)
         if self._around.observer is not None:
             self._around.observer.step(line)
         if sums.snapshot_due or self._is_best(evaluation):
@@ -158,15 +165,15 @@ class DraftTrainer(Trainer):
     def post_dataloading_process(
         self, input_dict: dict[str, Any], labels: Tensor
     ) -> tuple[Any, Tensor, dict[str, Any]]:
-        """Put the pack itself in the place of its turn."""
+        """Replace the `Turn` by its pack."""
         turn: Turn = input_dict["input"]
         self._pack = pack = self._take(turn.step, turn.index)
-        weights = torch.from_numpy(self._around.steps.facts(turn.step).weights).to(self.device)
-        self.ntokens_seen += labels.numel() // self._around.share.ranks
-        return pack, labels, {"weights": weights}
+        self.ntokens_seen += turn.tokens // self._around.share.ranks
+        self.metrics_processor.ntokens_since_last_log += turn.tokens
+        return pack, labels, {"weights": self._weights.of(turn.step)}
 
     def _take(self, step: int, index: int) -> PackTensors:
-        """A pack, or this rank's share of it. Ranks that train it together train it as zero if one of them must."""
+        """Return a pack, or this rank's share of it. If one rank of a group must train it as zero, all of them do."""
         prefetcher = self._around.prefetcher
         pack, group = prefetcher.take(step, index), self._group()
         if group is None:
@@ -175,15 +182,15 @@ class DraftTrainer(Trainer):
         dist.all_reduce(lacking, dist.ReduceOp.MAX, group)
         if not lacking or not pack.lengths:
             return pack
-        prefetcher.give_up(step, index, "a rank that trains it too has not got it")
+        prefetcher.give_up(step, index, "another rank of its group lacks it")
         return prefetcher.take(step, index)
 
     def _group(self) -> dist.ProcessGroup | None:
-        """The ranks that train a pack together; None where each trains its own."""
+        """Return the ranks that train a pack together; None if each rank trains its own."""
         return self.parallel_dims.get_mesh("cp").get_group() if self._around.share.ranks > 1 else None
 
     def forward_backward_step(self, *, input_dict: Any, labels: Any, global_valid_tokens: Tensor) -> Tensor:
-        """One pack; after the last one, what all ranks' packs gave, before the optimizer uses it."""
+        """Train one pack. After the last one, sum the results of all ranks, before the optimizer uses the gradients."""
         turn: Turn = input_dict["input"]
         loss = super().forward_backward_step(
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
@@ -202,13 +209,13 @@ class DraftTrainer(Trainer):
                 log.warning("step skipped why=%s", self._skipped)
                 # AdamW leaves parameters without gradients as they are.
                 self.optimizers.zero_grad(set_to_none=True)
-        # torchtitan only looks whether this is finite.
+        # torchtitan only checks whether this is finite.
         return torch.nan_to_num(loss.detach(), posinf=0.0, neginf=0.0) if self._around.skip_not_finite else loss
 
     def _broken(self, sums: StepSums) -> str:
-        """What of this step is no number, the same on all ranks; empty if all is well.
+        """Describe what is not finite in this step; empty if everything is finite. All ranks return the same.
 
-        A gradient is looked at only where the step would be skipped: else its norm tells, a little later.
+        Gradients are checked only if steps are to be skipped: otherwise their norm shows it later.
         """
         facts, packs = self._around.steps.facts(self.step), self.loss_fn.packs
         if not torch.isfinite(sums.weighted).all():
@@ -238,7 +245,7 @@ class DraftTrainer(Trainer):
         return f"its packs have the samples {', '.join(map(str, samples))}"
 
     def _report_last(self) -> None:
-        """Report the last step, now that its snapshot is on disk: engines leave then, and no step could be repeated."""
+        """Report the last step once its snapshot is on disk: engines exit then, so it could not be trained again."""
         if self._last_to_report:
             self._around.prefetcher.finish(self.step)
             self._last_to_report = False
@@ -250,10 +257,13 @@ class DraftTrainer(Trainer):
         best = None
         if self._rank == 0 and around.metrics is not None:
             self._metrics = MetricsFile(around.metrics, self.step)
+            if around.trackers is not None:
+                self.metrics_processor.logger = around.trackers
+                around.trackers.start()
             self.checkpointer.best = partial(best_step, around.metrics)
             best = best_evaluation(around.metrics, self.step)
         self.checkpointer.pace = around.pace
-        # Asked of one rank: on a shared file system others may see another file.
+        # Only one rank's answer counts: on a shared file system, ranks may see different files.
         self._best = self._of_all_ranks([best])[0]
         if around.observer is not None:
             around.observer.start(self.step)
@@ -264,34 +274,38 @@ class DraftTrainer(Trainer):
         log.info("joined rank=%d ranks=%d step=%d segment=%s", self._rank, self._ranks, self.step, around.segment)
 
     def _evaluate(self) -> dict[str, Any] | None:
-        """What the draft is worth after this step, if it is its turn."""
+        """Evaluate the draft, if an evaluation is due after this step."""
         heldout, last = self._around.heldout, self.config.training.steps
         if heldout is None or (self.step % self._around.evaluate_steps and self.step != last):
             return None
         (model,) = self.model_parts
         evaluation = heldout.evaluate(model)
-        # There is no backward pass that would.
+        # FSDP does this in a backward pass, and there is none.
         model.reshard()
         return evaluation
 
     def _is_best(self, evaluation: dict[str, Any] | None) -> bool:
-        """Whether the draft was never better than now; all ranks know the same evaluations."""
+        """Return whether this evaluation is the best so far. All ranks return the same."""
         if evaluation is None or (self._best is not None and merit(evaluation) < merit(self._best)):
             return False
         self._best = evaluation
         return True
 
     def _calibrate(self) -> None:
-        """Fit the new draft to the states of the first step's packs, the same on all ranks."""
+        """Calibrate the new draft to the states of the first step's packs, with the same result on all ranks."""
         (model,) = self.model_parts
         packs = [self._take(1, index) for index in range(self._around.steps.packs_per_rank)]
-        sums = torch.zeros(packs[0].aux.shape[1] + 1, dtype=torch.float64, device=self.device)
-        for pack in packs:
-            sums[:-1] += pack.aux.double().square().sum(0)
-            sums[-1] += pack.aux.shape[0]
-        dist.all_reduce(sums)
-        if sums[-1]:
-            model.calibrate(sums[:-1] / sums[-1])
+        mean_square = {}
+        for name in model.calibrated:
+            sums = torch.zeros(packs[0].rows[name].shape[1] + 1, dtype=torch.float64, device=self.device)
+            for pack in packs:
+                sums[:-1] += pack.rows[name].double().square().sum(0)
+                sums[-1] += len(pack.rows[name])
+            dist.all_reduce(sums)
+            if sums[-1]:
+                mean_square[name] = sums[:-1] / sums[-1]
+        if mean_square:
+            model.calibrate(mean_square)
 
     def _add_up(self) -> StepSums:
         prefetcher, packs = self._around.prefetcher, self.loss_fn.packs

@@ -1,7 +1,7 @@
 """Calls with a deadline, for a library that has none.
 
-A call that is not back in time goes on in its thread: threads cannot be stopped. Its caller gets an error and
-can ask later whether it has ended.
+A call that exceeds its deadline keeps running in its thread, because threads can't be stopped. Its caller gets an error
+and can ask later whether the call has ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Call:
-    """One call in another thread."""
+    """One call that runs in another thread."""
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self._function, self._arguments = function, arguments
@@ -22,27 +22,27 @@ class Call:
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Make the call; what it raises is kept for `result`."""
+        """Make the call; `result` raises its exception."""
         try:
             self._result = self._function(*self._arguments)
-        except BaseException as error:  # handed to whoever waits for the result
+        except BaseException as error:  # raised by `result`
             self._error = error
         finally:
             self._done.set()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it ended within the time."""
+        """Return whether the call ended within the time."""
         return self._done.wait(timeout_s)
 
     def result(self) -> Any:
-        """What it returned; raises what it raised. Only after it ended."""
+        """Return the call's result, or raise its exception. Valid only after the call ended."""
         if self._error is not None:
             raise self._error
         return self._result
 
 
 class BoundedCalls:
-    """Makes calls in threads of its own, which are kept for the next calls and never hold up the process's end."""
+    """Runs calls in a pool of threads that never delay the end of the process."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -51,7 +51,7 @@ class BoundedCalls:
         self._closed = False
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Call:
-        """Begin a call."""
+        """Start a call."""
         call = Call(function, arguments)
         with self._lock:
             work = self._idle.pop() if self._idle else None
@@ -62,7 +62,7 @@ class BoundedCalls:
         return call
 
     def close(self) -> None:
-        """Let the idle threads end; those in a call end after it."""
+        """End idle threads at once, and others after their call."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

@@ -1,16 +1,16 @@
-"""Which object goes where in memory: from a manifest and the rows that are wanted. Pure."""
+"""Maps objects to places in memory, from a manifest and the rows that are needed. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specbatch.manifest import Manifest, chunks_of, missing, object_key
+from specbatch.pack_manifest import Manifest, chunks_of, missing, object_key
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the rows of one tensor of one sample go: bfloat16, one after the other."""
+    """The place for the rows of one tensor of one sample: contiguous bfloat16."""
 
     sample: int
     tensor: str
@@ -18,17 +18,17 @@ class Destination:
     pointer: int
     """Address of ``rows * width * 2`` registered bytes."""
     wanted: tuple[tuple[int, int], ...] | None = None
-    """First and one past the last of each run of rows that is needed: objects without any of them are not fetched, and
-    their place is left as it is. None: all rows."""
+    """First row and one past the last of each run of needed rows; None for all rows. Objects without any of them are
+    not fetched, and their place stays untouched."""
 
     def wants(self, first: int, end: int) -> bool:
-        """Whether any of these rows is needed."""
+        """Return whether any of these rows is needed."""
         return self.wanted is None or any(first < b and a < end for a, b in self.wanted)
 
 
 @dataclass(frozen=True)
 class Read:
-    """One object to get, and what it has to be."""
+    """One object to fetch, with the length and checksum that it must have."""
 
     key: str
     pointer: int
@@ -39,14 +39,14 @@ class Read:
 def reads(
     run: str, attempt: int, manifest: Manifest, destinations: Sequence[Destination], widths: dict[str, int]
 ) -> list[Read] | str:
-    """Lay the chunks of each destination one after the other.
+    """Place the chunks of each destination contiguously.
 
     Args:
-        destinations: of the whole pack; those of no rows are ignored.
-        widths: values a row of each tensor.
+        destinations: those of the whole pack; those without rows are ignored.
+        widths: values per row of each tensor.
 
     Returns:
-        the objects to get, or what the manifest lacks.
+        the objects to get, or a description of what the manifest lacks.
     """
     wanted = [d for d in destinations if d.rows]
     if lacking := missing(manifest, [(d.sample, d.tensor, d.rows) for d in wanted], widths):

@@ -1,7 +1,7 @@
-"""`mooncake_master`, started, watched and ended by its owner.
+"""Starts, watches and ends `mooncake_master`.
 
-It keeps in memory which object lies where; objects themselves lie with the clients that lend memory. It never
-outlives the thread that started it, and no object is ever evicted: whoever stored one removes it.
+The master knows where each object is; the objects themselves are in the memory that clients lend. It never outlives the
+thread that started it. No object is ever evicted: their owners remove them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,42 +18,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from specbatch import parent_death
 from specbatch.errors import RunError
+from specbatch.free_ports import free_ports
 from specbatch.transfer.mooncake import master_binary
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LEASE_MS = 60_000
-"""A read that takes longer than its lease fails, and on a busy machine half a second was too short for 64 MB. A lease
-holds up nobody: we remove by force, and nothing is evicted."""
+"""Milliseconds of a read's lease. A longer read fails; on a busy machine half a second was too short for 64 MB. A long
+lease delays nothing, because objects are removed by force and never evicted."""
 CLIENT_TTL_S = 10
-"""The objects of a client that died are gone after so long."""
+"""Seconds after which the objects of a dead client are gone."""
 RELEASE_S = 120
-"""The space of a put that was cut off is free again after so long; more than a put towards a hung peer takes."""
+"""Seconds after which the space of an interrupted put is free again; longer than a put to a hung peer can take."""
 START_TIMEOUT_S = 30.0
 TRIES = 5
-
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Master:
     """A running ``mooncake_master``, as a context manager.
 
-    It dies with the thread that enters, even if that is killed; so enter in a thread that lives as long as it
-    is needed.
+    It dies with the thread that enters the context, even if that is killed, so enter it in a thread that lives long
+    enough.
 
     Args:
         host: address to listen on; only it is bound.
-        log_path: where the master's own log goes.
+        log_path: file for the master's own log.
 
     Raises:
-        UserError: when entering, if Mooncake is not installed.
-        RunError: when entering, if the master does not start, or the address is not this machine's.
+        UserError: when entering: Mooncake is not installed.
+        RunError: when entering: the master does not start, or the address is not this machine's.
     """
 
     def __init__(self, host: str, log_path: Path) -> None:
@@ -72,7 +66,7 @@ class Master:
         try:
             for _ in range(TRIES):
                 if self._start(binary):
-                    log.info("store master listens host=%s port=%d pid=%d", self.host, self.rpc_port, self.pid)
+                    logger.info("store master listens host=%s port=%d pid=%d", self.host, self.rpc_port, self.pid)
                     return self
         except BaseException:
             self.__exit__(None, None, None)
@@ -90,15 +84,15 @@ class Master:
 
     @property
     def pid(self) -> int:
-        """Of the master's process; 0 if there is none."""
+        """Process id of the master; 0 if there is none."""
         return self._process.pid if self._process else 0
 
     def alive(self) -> bool:
-        """Whether the process runs. A master that does is not necessarily well: see `healthy`."""
+        """Return whether the process runs. A running master is not necessarily healthy: see `healthy`."""
         return self._process is not None and self._process.poll() is None
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
-        """Whether it runs and says that it serves."""
+        """Return whether the master runs and reports that it serves."""
         if not self.alive():
             return False
         connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=timeout_s)
@@ -111,8 +105,9 @@ class Master:
             connection.close()
 
     def _start(self, binary: Path) -> bool:
-        """Start on two free ports; False if it ended at once, as it does when somebody took one meanwhile."""
-        self.rpc_port, self.metrics_port = _free_ports(self.host, 2)
+        """Start on two free ports. Return false if it ended at once, as it does if another process took a port
+        first."""
+        self.rpc_port, self.metrics_port = free_ports(self.host, 2)
         flags = {
             "rpc_address": self.host,
             "rpc_port": self.rpc_port,
@@ -125,9 +120,9 @@ class Master:
             "client_ttl": CLIENT_TTL_S,
             "put_start_release_timeout_sec": RELEASE_S,
         }
-        # The small interpreter in between asks the kernel to be killed with its parent and then becomes the
-        # master: doing that between fork and exec of this process would not be safe beside other threads.
-        command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), str(binary)]
+        # The small interpreter in between asks the kernel to be killed with its parent, and then becomes the master:
+        # doing that between this process's fork and exec would be unsafe, since it has other threads.
+        command = [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), str(binary)]
         command += [f"--{name}={value}" for name, value in flags.items()]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
@@ -135,7 +130,7 @@ class Master:
         until = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < until:
             if not self.alive():
-                log.warning("store master ended at start code=%s log=%s", self._process.returncode, self.log_path)
+                logger.warning("store master ended at start code=%s log=%s", self._process.returncode, self.log_path)
                 return False
             if self.healthy():
                 return True
@@ -154,18 +149,3 @@ class Master:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def _free_ports(host: str, count: int) -> list[int]:
-    """Ports on which nobody listens now."""
-    sockets: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            sockets.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            sockets[-1].bind((host, 0))
-        return [s.getsockname()[1] for s in sockets]
-    except OSError as error:
-        raise RunError(f"no port is free on {host}, or it is no address of this machine: {error}") from error
-    finally:
-        for s in sockets:
-            s.close()

@@ -1,11 +1,13 @@
-"""The installed Mooncake: its binary and its Python module, or an error that says how to get them.
+"""Finds the installed Mooncake: its binary and its Python module, or an error that says how to install them.
 
-Nothing is imported before it is asked for, since `specbatch status` needs none of it.
+Mooncake is imported only when it is needed: `specbatch status` works without it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -14,14 +16,24 @@ from types import ModuleType
 
 from specbatch.errors import UserError
 
+NEEDED = "0.3.13"
+"""The oldest version with every function that is used here."""
+_USED = {
+    "MooncakeDistributedStore": (
+        "setup", "get_hostname", "register_buffer", "batch_put_from", "batch_get_into", "batch_remove",
+        "remove_by_regex", "close",
+    ),
+    "ReplicateConfig": ("with_hard_pin", "preferred_segment"),
+}  # fmt: skip
+"""Classes of ``mooncake.store``, and the functions of each that are used."""
 PACKAGE = "mooncake-transfer-engine-non-cuda (without GPU) or mooncake-transfer-engine (with CUDA)"
 
 
 def master_binary() -> Path:
-    """The ``mooncake_master`` of the environment that this process runs in.
+    """Return the ``mooncake_master`` of this process's Python environment.
 
     Raises:
-        UserError: if Mooncake or a system library that it needs is missing.
+        UserError: Mooncake or a system library that it needs is missing.
     """
     _need_libibverbs()
     spec = importlib.util.find_spec("mooncake")
@@ -39,21 +51,48 @@ def master_binary() -> Path:
 
 
 def store_module() -> ModuleType:
-    """``mooncake.store``.
+    """Return ``mooncake.store``, with every function that is used here.
 
     Raises:
-        UserError: if Mooncake or a library that it needs is missing.
+        UserError: Mooncake or a library that it needs is missing, or too old.
     """
     _need_libibverbs()
     try:
         import mooncake.store
     except ImportError as error:
         raise UserError(f"Mooncake cannot be loaded by {sys.executable} ({error}): pip install {PACKAGE}") from error
+    refuse_old(mooncake.store)
     return mooncake.store
 
 
+def refuse_old(module: ModuleType) -> None:
+    """Refuse a Mooncake that lacks functions that are used, before training starts.
+
+    Raises:
+        UserError: functions are missing; the message names them, the installed version and the required one.
+    """
+    missing = [
+        f"{kind}.{name}"
+        for kind, names in _USED.items()
+        for name in names
+        if not hasattr(getattr(module, kind, None), name)
+    ]
+    if missing:
+        raise UserError(
+            f"Mooncake {_version()} of {sys.executable} has no {', '.join(missing)}; {NEEDED} is the oldest "
+            f"version that has: pip install --upgrade {PACKAGE}"
+        )
+
+
+def _version() -> str:
+    for package in ("mooncake-transfer-engine", "mooncake-transfer-engine-non-cuda"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return "of an unknown version"
+
+
 def _need_libibverbs() -> None:
-    """Mooncake links it even where only TCP is used."""
+    """Check for libibverbs, which Mooncake links even if only TCP is used."""
     try:
         ctypes.CDLL("libibverbs.so.1")
     except OSError as error:

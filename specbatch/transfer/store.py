@@ -1,7 +1,7 @@
-"""A client of the Mooncake store: objects between registered memory and the store, without a copy of ours.
+"""A client of the Mooncake store: moves objects between registered memory and the store without an extra copy.
 
-Mooncake's own calls can block for a minute, report 0 for what was never written, and fall back to TCP without a
-word. Here every call has a deadline, what went wrong is told apart, and nothing that was stored is ever evicted.
+Mooncake's own calls can block for a minute, report success for data that was never written, and fall back to TCP
+silently. Here every call has a deadline, failures are distinguished, and stored objects are never evicted.
 """
 
 from __future__ import annotations
@@ -9,33 +9,37 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
+import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from specbatch.config import Store
+from specbatch.config import Config, Store
 from specbatch.errors import RunError, UserError
 from specbatch.transfer.bounded import BoundedCalls, Call
 from specbatch.transfer.mooncake import store_module
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SMALLEST_SEGMENT_BYTES = 16 << 20
-"""Mooncake refuses less."""
+"""Smallest segment that Mooncake accepts."""
 USABLE_FRACTION = 0.85
 BATCH_BYTES = 64 << 20
-"""Most bytes of one call, so that its deadline is for so much and not for any amount."""
+"""Most bytes of one call, so that its deadline applies to a bounded amount."""
 LOCAL_BUFFER_BYTES = 16 << 20
-"""Mooncake's copying calls would use it; ours are none of them, but it insists on a little."""
+"""Buffer for Mooncake's copying calls. They are not used here, but Mooncake requires some."""
 PROBE_S = 10.0
 SETUP_DEADLINE_S = 60.0
+REGISTERED_PER_S = 256 << 20
+"""Bytes of memory that RDMA devices pin at least per second, one device after the other."""
 CLOSE_DEADLINE_S = 15.0
 RETRY_S = 0.02
 LONGEST_RETRY_S = 0.5
-"""Between two tries to put what had no room."""
+"""Longest pause between two attempts to put objects for which there was no room."""
 
 NO_ROOM = -200
 NOT_THERE = -704
@@ -44,7 +48,7 @@ MEANINGS = {
     -600: "invalid parameter",
     -703: "its put is not finished",
     NOT_THERE: "it is not there",
-    -706: "somebody reads it",
+    -706: "it is being read",
     -707: "its lease ended during the transfer",
     -800: "the transfer failed, its owner is gone",
     -900: "the master cannot be reached",
@@ -53,24 +57,25 @@ MEANINGS = {
 
 
 class StoreError(RunError):
-    """The store did not do what was asked: unreachable, or an answer that makes no sense."""
+    """A request to the store failed: it is unreachable, or its answer is invalid."""
 
 
 class StoreTimeout(StoreError):
-    """No answer within the deadline. The call goes on behind our back and may still use the memory it was given."""
+    """The store did not answer within the deadline. The call keeps running and may still use the memory it was
+    given."""
 
 
 class StoreFull(StoreError):
-    """There was no room for some objects; what was stored before is untouched."""
+    """The store had no room for some objects; objects stored before are untouched."""
 
     def __init__(self, message: str, stored: list[bool]) -> None:
         super().__init__(message)
         self.stored = stored
-        """Which objects of the put are stored; the others are not, and may be put again."""
+        """The objects of the put that are stored; the others are not, and may be put again."""
 
 
 class StoreAddress(Protocol):
-    """What a client must know of an attempt; the rendezvous has it."""
+    """What a client needs to know about an attempt, as in the connection file."""
 
     @property
     def host(self) -> str: ...
@@ -80,25 +85,30 @@ class StoreAddress(Protocol):
 
 
 def usable_bytes(segment_bytes: int) -> int:
-    """Bytes of a segment that objects can be planned to fill.
+    """Return the bytes of a segment that the plan may fill with objects.
 
     The rest is lost to fragmentation. Packs of 3 to 40 MB in objects of up to 48 MB, stored by four engines out of
-    order and removed step by step, filled segments of 128 MB to 1 GB to 0.95 without one failure; removed in
-    an order of no system, a segment full of 1 MB objects failed from 0.75 on. Where it does not do, puts wait
-    and the dispatcher makes the window smaller.
+    order and removed step by step, filled segments of 128 MB to 1 GB to 0.95 without a failure; removed in random
+    order, a segment full of 1 MB objects failed from 0.75 on. If the estimate is too high, puts wait and the dispatcher
+    makes the window smaller.
     """
     return int(segment_bytes * USABLE_FRACTION)
 
 
+def store_of(config: Config, component: Literal["head", "inference", "training"]) -> Store:
+    """Return the store's settings for the nodes of a component, which may have RDMA devices of their own."""
+    return replace(config.store, devices=getattr(config.slurm, component).devices or config.store.devices)
+
+
 class StoreClient:
-    """A process's way into the store; thread-safe.
+    """A process's client of the store; thread-safe.
 
     Args:
-        segment_bytes: memory that this process lends the store, at least 16 MiB; 0: none.
-        deadline_s: longest duration of any one call.
+        segment_bytes: memory that this process lends to the store, at least 16 MiB; 0 for none.
+        deadline_s: longest duration of each call.
 
     Raises:
-        UserError: for settings that can't work here, with the remedy.
+        UserError: settings can't work here; with the remedy.
         StoreError: if the store can't be reached.
     """
 
@@ -107,12 +117,14 @@ class StoreClient:
     ) -> None:
         if 0 < segment_bytes < SMALLEST_SEGMENT_BYTES:
             raise UserError(
-                f"store.bytes_per_rank: {segment_bytes} is less than Mooncake accepts; "
-                f"give at least {SMALLEST_SEGMENT_BYTES}"
+                f"store.bytes_per_rank: {segment_bytes} is less than Mooncake accepts; set "
+                f"at least {SMALLEST_SEGMENT_BYTES}"
             )
-        _check_protocol(config)
+        check_protocol(config, segment_bytes)
         module = store_module()
         self._deadline_s = deadline_s
+        # Only RDMA pins memory.
+        self._pinned_by = len(config.devices.split(",")) if config.protocol == "rdma" else 0
         self._calls = BoundedCalls("store")
         self._reading: dict[Call, list[tuple[int, int]]] = {}
         self._lock = threading.Lock()
@@ -131,24 +143,25 @@ class StoreClient:
             config.protocol,
             config.devices,
             master,
-            deadline_s=SETUP_DEADLINE_S,
+            deadline_s=SETUP_DEADLINE_S + self._pinning_s(segment_bytes),
         )
         if code != 0:
             devices = f", devices {config.devices}" if config.devices else ""
             raise StoreError(
                 f"the store at {master} refused this client ({config.protocol}{devices}, own address {own}, "
-                f"{segment_bytes} bytes): code {code}; Mooncake's own words are above"
+                f"{segment_bytes} bytes): code {code}; Mooncake's own message is above"
             )
         self.segment: str = self._store.get_hostname() if segment_bytes else ""
         """Name of this process's segment, for the puts of others; empty if it lends no memory."""
-        log.info("store joined master=%s own=%s segment=%s bytes=%d", master, own, self.segment, segment_bytes)
+        logger.info("store joined master=%s own=%s segment=%s bytes=%d", master, own, self.segment, segment_bytes)
 
     def register(self, pointer: int, nbytes: int) -> None:
-        """Make memory known to the store, once, before it is put from or got into.
+        """Register memory with the store: once, before it is a source of puts or a destination of gets.
 
-        It must stay allocated until `close`: a call that ran into its deadline may still use it.
+        It must stay allocated until `close`: a call that exceeded its deadline may still use it.
         """
-        code = self._call("register", self._store.register_buffer, pointer, nbytes)
+        deadline_s = self._deadline_s + self._pinning_s(nbytes)
+        code = self._call("register", self._store.register_buffer, pointer, nbytes, deadline_s=deadline_s)
         if code != 0:
             raise StoreError(f"{nbytes} bytes of memory could not be registered: {_meaning(code)}")
 
@@ -161,16 +174,16 @@ class StoreClient:
         segment: str = "",
         wait_s: float = 0.0,
     ) -> None:
-        """Store objects, hard pinned: they stay until somebody removes them.
+        """Store objects, hard pinned: they stay until they are removed.
 
         Args:
-            keys: never used before (`specbatch.manifest.object_key`): an existing key would keep its old bytes.
-            segment: name of the segment that should hold them; any where it is empty, full or gone.
-            wait_s: how long to wait for room.
+            keys: never used before (`specbatch.pack_manifest.object_key`): an existing key would keep its old bytes.
+            segment: name of the segment for the objects; if empty, full or gone, any segment is used.
+            wait_s: seconds to wait for room.
 
         Raises:
             StoreFull: there is no room for some of them.
-            StoreError: anything else; which of them are stored is unknown. Never put the same keys again.
+            StoreError: anything else; it is unknown which of them are stored. Never put the same keys again.
         """
         if len({*keys}) != len(keys) or min(sizes, default=1) < 1:
             raise ValueError("objects need distinct keys and at least one byte")
@@ -206,8 +219,8 @@ class StoreClient:
         """Copy objects into memory.
 
         Returns:
-            for each object None, or why it is lost: not there, its owner gone, of another length, no answer.
-            Whether the bytes are right is not seen here; `specbatch.transfer.fetch` does.
+            for each object None, or why it is lost: not there, its owner gone, another length, no answer. The bytes are
+            not verified here, but in `specbatch.transfer.pack_reader`.
         """
         found: list[str | None] = []
         for batch in _batches(range(len(keys)), sizes):
@@ -215,10 +228,10 @@ class StoreClient:
         return found
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove objects, whoever reads them; those that are not there are no error.
+        """Remove objects, even while they are read; missing objects are not an error.
 
         Raises:
-            StoreError: if one could not be removed.
+            StoreError: an object could not be removed.
         """
         if not keys:
             return
@@ -231,7 +244,7 @@ class StoreClient:
         """Remove all objects whose keys start with ``prefix``.
 
         Returns:
-            how many there were.
+            number of removed objects.
         """
         count = self._call("remove", self._store.remove_by_regex, "^" + _quoted(prefix), True)
         if count < 0:
@@ -244,8 +257,11 @@ class StoreClient:
             return
         self._closed = True
         if not self._calls.start(self._store.close).wait(CLOSE_DEADLINE_S):
-            log.warning("store did not let go within_s=%.0f", CLOSE_DEADLINE_S)
+            logger.warning("store did not close within_s=%.0f", CLOSE_DEADLINE_S)
         self._calls.close()
+
+    def _pinning_s(self, nbytes: int) -> float:
+        return self._pinned_by * nbytes / REGISTERED_PER_S
 
     def _call(self, what: str, function: Callable[..., Any], *arguments: Any, deadline_s: float | None = None) -> Any:
         deadline_s = deadline_s or self._deadline_s
@@ -266,7 +282,7 @@ class StoreClient:
         return [_problem(code, size) for code, size in zip(call.result(), sizes, strict=True)]
 
     def _memory_is_free(self, ranges: list[tuple[int, int]]) -> bool:
-        """Wait for earlier reads that ran into their deadline and may still write into this memory."""
+        """Wait for earlier reads that exceeded their deadline and may still write into this memory."""
         until = time.monotonic() + self._deadline_s
         with self._lock:
             earlier = dict(self._reading)
@@ -281,39 +297,39 @@ class StoreClient:
 
 
 def checksum(buffer: Any, seed: int) -> str:
-    """XXH3-128 of memory, in hexadecimal, without a copy.
+    """Return the XXH3-128 hash of memory, in hexadecimal, without a copy.
 
     Args:
-        buffer: a contiguous torch tensor on the CPU of any dtype, or anything with the buffer protocol.
-        seed: 64 bits.
+        buffer: a contiguous torch tensor of any dtype on the CPU, or an object with the buffer protocol.
+        seed: a 64-bit number.
 
     Raises:
-        ValueError: for a tensor that is not contiguous or not in host memory.
+        ValueError: the tensor is not contiguous or not in host memory.
     """
     import xxhash
 
     if hasattr(buffer, "data_ptr"):
         if not buffer.is_contiguous() or buffer.device.type != "cpu":
-            raise ValueError("only contiguous tensors in host memory have a checksum")
+            raise ValueError("checksums need contiguous tensors in host memory")
         buffer = memory(buffer.data_ptr(), buffer.nbytes)
     return str(xxhash.xxh3_128_hexdigest(buffer, seed=seed))
 
 
 def memory(pointer: int, nbytes: int) -> memoryview:
-    """The bytes at an address, not copied; whoever uses it keeps the memory alive."""
+    """Return a view of the bytes at an address; the caller keeps the memory alive."""
     if not nbytes:
         return memoryview(b"")
     return memoryview((ctypes.c_char * nbytes).from_address(pointer)).cast("B")
 
 
 def own_address(host: str, port: int, timeout_s: float = PROBE_S) -> str:
-    """The address of this machine that faces the head: what others reach it by.
+    """Return the address of this machine on the head's network, at which other machines reach it.
 
     Args:
-        timeout_s: how long to try.
+        timeout_s: seconds to try.
 
     Raises:
-        StoreError: if nobody listens there, which Mooncake itself would notice only after 90 s.
+        StoreError: nothing listens there, which Mooncake itself would report only after 90 s.
     """
     until = time.monotonic() + timeout_s
     while True:
@@ -326,8 +342,8 @@ def own_address(host: str, port: int, timeout_s: float = PROBE_S) -> str:
         time.sleep(0.2)
 
 
-def _check_protocol(config: Store) -> None:
-    """Refuse what Mooncake would silently turn into TCP."""
+def check_protocol(config: Store, segment_bytes: int) -> None:
+    """Refuse settings for which Mooncake would silently fall back to TCP, or fail without a reason."""
     if config.protocol != "rdma":
         return
     devices = [name for name in config.devices.split(",") if name]
@@ -335,12 +351,28 @@ def _check_protocol(config: Store) -> None:
         raise UserError("store.devices: required for store.protocol rdma, for example mlx5_0,mlx5_1")
     there = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
     if lacking := [name for name in devices if name not in there]:
-        known = ", ".join(there) or "no RDMA device at all"
+        known = ", ".join(there) or "no RDMA devices"
         raise UserError(f"store.devices: {', '.join(lacking)}: this node has {known}; or use store.protocol tcp")
+    _check_memlock(segment_bytes + LOCAL_BUFFER_BYTES)
+
+
+def _check_memlock(pinned: int) -> None:
+    """Refuse RDMA if this process may not pin enough memory, which Mooncake would only report as code -1.
+
+    Args:
+        pinned: bytes to pin.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < pinned:
+        raise UserError(
+            f"store.protocol: rdma pins memory, and a process may pin {allowed} bytes on this node (`ulimit -l`), less "
+            f"than the {pinned} of store.bytes_per_rank; have the limit lifted (Slurm: LimitMEMLOCK=infinity of "
+            "slurmd, PropagateResourceLimitsExcept=MEMLOCK), or use store.protocol tcp"
+        )
 
 
 def _batches(indices: Iterable[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Indices of objects, in order, in batches of at most `BATCH_BYTES` or of one object."""
+    """Divide indices of objects, in order, into batches of at most `BATCH_BYTES` or of one object."""
     batches: list[list[int]] = []
     room = 0
     for i in indices:
@@ -375,5 +407,5 @@ def _meaning(code: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For Mooncake's regular expressions (ECMAScript), which know fewer escapes than Python's."""
+    """Quote a text for Mooncake's regular expressions (ECMAScript), which have fewer escapes than Python's."""
     return re.sub(r"([.^$|()\[\]{}*+?\\])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""One module a verb: it reads its options, calls one function, and prints.
+"""One module for each verb: it reads its options, calls one function, and prints.
 
-What a verb needs is imported when it is called, so that help comes at once.
+Modules that a verb needs are imported when it is called, so that help appears at once.
 """

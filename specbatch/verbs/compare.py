@@ -11,16 +11,16 @@ from specbatch.verbs.options import plain_verb, run_dir_of
 
 
 def compare(arguments: list[str]) -> int:
-    """Say how far two runs are apart, and whether that is more than noise."""
+    """Measure how much two runs differ, and whether that is more than noise."""
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("run", type=Path, metavar="RUN", help="A run directory.")
-        parser.add_argument("other", type=Path, metavar="RUN", help="Another one.")
+        parser.add_argument("other", type=Path, metavar="RUN", help="Another run directory.")
         parser.add_argument(
             "--noise", type=Path, nargs=2, metavar="RUN",
-            help="Two runs that nothing happened to: what they differ by is noise.",
+            help="Two undisturbed runs; the difference between them counts as noise.",
         )  # fmt: skip
-        parser.add_argument("--json", action="store_true", help="Print all that was found as JSON.")
+        parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
     options = plain_verb(compare, arguments, add)
     from specbatch.compare import compare as measure

@@ -13,9 +13,15 @@ def export(arguments: list[str]) -> int:
 
     def add(parser: argparse.ArgumentParser) -> None:
         which = parser.add_mutually_exclusive_group()
-        which.add_argument("--step", type=int, metavar="N", help="Which snapshot; the newest whole one if not given.")
-        which.add_argument("--best", action="store_true", help="The one that evaluations during training found best.")
-        parser.add_argument("--out", type=Path, metavar="DIR", help="Where to; the run's export/ if not given.")
+        which.add_argument(
+            "--step", type=int, metavar="N", help="Step of the snapshot; the newest undamaged one if not given."
+        )
+        which.add_argument(
+            "--best", action="store_true", help="Take the snapshot that evaluations during training found best."
+        )
+        parser.add_argument(
+            "--out", type=Path, metavar="DIR", help="Directory to write; the run's export/ if not given."
+        )
 
     options = run_verb(export, arguments, add)
     log_to_stderr()

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def inspect(arguments: list[str]) -> int:
-    """Show and verify snapshots and recordings: a file, a folder, or all of a run."""
+    """Show and verify snapshots and recordings: a file, a directory, or all of a run."""
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "path", type=Path, metavar="PATH", help="An HDF5 file, the folder of a step, or a run directory."
+            "path", type=Path, metavar="PATH", help="An HDF5 file, the directory of a step, or a run directory."
         )
-        parser.add_argument("--json", action="store_true", help="Print all that was found as JSON.")
+        parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
     options = plain_verb(inspect, arguments, add)
     from specbatch.snapshot.inspect import inspect as look

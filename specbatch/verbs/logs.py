@@ -11,24 +11,26 @@ COLOURS = (36, 33, 35, 32, 34, 31)
 
 
 def logs(arguments: list[str]) -> int:
-    """Print what a run's components logged in the newest attempt, in the order of time."""
+    """Print what the components of a run logged in the newest attempt, ordered by time."""
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "component", nargs="?", default="", metavar="COMPONENT[-TASK]",
-            help="Only this one, as `training` or `inference-0`.",
+            help="Print this component only, as `training` or `inference-0`.",
         )  # fmt: skip
-        parser.add_argument("-f", "--follow", action="store_true", help="Go on as lines come, until the run ends.")
+        parser.add_argument(
+            "-f", "--follow", action="store_true", help="Print new lines as they come, until the run ends."
+        )
 
     options = run_verb(logs, arguments, add)
-    from specbatch.launch.logs import follow_logs, print_logs
+    from specbatch.run.logs import follow_logs, print_logs
 
     (follow_logs if options.follow else print_logs)(run_dir_of(options.run), options.component, _Printer())
     return 0
 
 
 class _Printer:
-    """Prints lines behind the name of their log; in colours on a terminal."""
+    """Prints each line after the name of its log, in colour on a terminal."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}

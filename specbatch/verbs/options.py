@@ -1,4 +1,4 @@
-"""What verbs share: options that stand for the configuration's fields, run directories, help."""
+"""What verbs share: options for the fields of a configuration, run directories, help."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from specbatch.rundir import RunDir
 
 Verb = Callable[[list[str]], int]
-"""Takes the words behind its name, prints, and returns the exit code. The first line of its docstring is its help."""
+"""Takes the words after its name, prints, and returns the exit code. The first line of its docstring is its help."""
 Add = Callable[[argparse.ArgumentParser], None]
 
 
 def about(verb: Verb) -> str:
-    """One line about a verb, without a full stop."""
+    """The first line of a verb's docstring, without its full stop."""
     return (verb.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
 
 def config_verb(
     verb: Verb, arguments: list[str], add: Add = lambda parser: None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a verb that takes a configuration, and those that stand for its fields."""
+    """The options of a verb that takes a configuration, and the remaining words, which set fields."""
     parser = argparse.ArgumentParser(prog=f"specbatch {verb.__name__}", add_help=False, allow_abbrev=False)
     _add_config_options(parser)
     add(parser)
@@ -47,12 +47,14 @@ def config_verb(
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="The configuration, in YAML.")
     parser.add_argument(
-        "--print_config", action="store_true", help="Print the whole configuration, explained, and end."
+        "--print_config",
+        action="store_true",
+        help="Print the whole configuration with an explanation of each key, and end.",
     )
 
 
 def read_config(options: argparse.Namespace, rest: list[str]) -> Config | None:
-    """The configuration; None if it was only to be printed.
+    """The configuration; None if it was printed instead (``--print_config``).
 
     Raises:
         UserError: it is missing, or wrong.
@@ -60,7 +62,7 @@ def read_config(options: argparse.Namespace, rest: list[str]) -> Config | None:
     from specbatch.config import dump_config, load_config
 
     if options.config is None:
-        raise UserError("--config: is missing: name the configuration file, as --config configs/quickstart.yaml")
+        raise UserError("--config: is missing: give the configuration file, as --config configs/quickstart.yaml")
     config = load_config(options.config, rest)
     if options.print_config:
         print(dump_config(config, explain=True), end="")
@@ -68,9 +70,25 @@ def read_config(options: argparse.Namespace, rest: list[str]) -> Config | None:
     return config
 
 
+def keep_file(path: Path, config: Config) -> None:
+    """Refuse a run that would overwrite the configuration file that it was given.
+
+    Raises:
+        UserError: it is the file in which the run directory keeps its own.
+    """
+    from specbatch.rundir import RunDir
+
+    own = RunDir(Path(config.run.dir)).config
+    if own.exists() and own.samefile(path):
+        raise UserError(
+            f"run.dir: {config.run.dir} is the directory of {path}, which the run would overwrite; to continue a run, "
+            f"use `specbatch resume {config.run.dir}`, else give another run.dir"
+        )
+
+
 @contextlib.contextmanager
 def in_file(path: Path) -> Iterator[None]:
-    """Say of which file a message speaks that begins with a field's name."""
+    """Put the file's name in front of messages that begin with a field's name."""
     from specbatch.config.load import config_options
 
     sections = "|".join(dict.fromkeys(name.split(".")[0] for name in config_options()))
@@ -83,7 +101,7 @@ def in_file(path: Path) -> Iterator[None]:
 
 
 def plain_verb(verb: Verb, arguments: list[str], add: Add) -> argparse.Namespace:
-    """The options of a verb that takes neither a configuration nor one run.
+    """The options of a verb that takes neither a configuration nor a single run.
 
     Raises:
         UserError: an option is not the verb's.
@@ -110,12 +128,12 @@ def run_verb(verb: Verb, arguments: list[str], add: Add = lambda parser: None) -
 
 
 def verb_parser(verb: Verb) -> argparse.ArgumentParser:
-    """A parser that knows nothing yet but what the verb is for."""
+    """A parser with the verb's name and description only."""
     return argparse.ArgumentParser(prog=f"specbatch {verb.__name__}", description=f"{about(verb)}.", allow_abbrev=False)
 
 
 def no_more(verb: Verb, parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """The options, which are all that the verb knows.
+    """The options of a verb that takes no others.
 
     Raises:
         UserError: one of them is not the verb's.
@@ -128,14 +146,14 @@ def no_more(verb: Verb, parser: argparse.ArgumentParser, arguments: list[str]) -
 def _refuse(verb: Verb, rest: list[str]) -> None:
     if rest:
         raise UserError(
-            f"{rest[0]}: is no option of `specbatch {verb.__name__}`; see `specbatch {verb.__name__} --help`"
+            f"{rest[0]}: is not an option of `specbatch {verb.__name__}`; see `specbatch {verb.__name__} --help`"
         )
 
 
 def run_verb_known(
     verb: Verb, arguments: list[str], add: Add, fields: dict[str, Any]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a verb that takes a run directory, and what is left for `fields`."""
+    """The options of a verb that takes a run directory, and the remaining words, which set `fields`."""
     parser = verb_parser(verb)
     parser.add_argument("run", type=Path, metavar="RUN", help="A run directory.")
     add(parser)
@@ -149,18 +167,18 @@ def run_dir_of(path: Path) -> RunDir:
     """The run directory.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not one.
     """
     from specbatch.rundir import RunDir
 
     run_dir = RunDir(path.absolute())
     if not run_dir.config.is_file():
-        raise UserError(f"{path}: no run directory: it has no config.yaml; start a run with `specbatch run`")
+        raise UserError(f"{path}: is not a run directory: it has no config.yaml; start a run with `specbatch run`")
     return run_dir
 
 
 def log_to_stderr() -> None:
-    """Show what modules log, for verbs without a display of their own."""
+    """Print log messages to stderr, for verbs without a display of their own."""
     import logging
     import sys
 

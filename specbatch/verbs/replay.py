@@ -12,19 +12,27 @@ from specbatch.verbs.options import run_dir_of, run_verb_known
 
 
 def replay(arguments: list[str]) -> int:
-    """Train recorded steps again, without engines: is it the same; or a new draft on them."""
+    """Train recorded steps again without engines and compare the result, or train a new draft on them."""
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--from", dest="start", type=int, metavar="STEP", help="The snapshot to begin with; 0: the first weights."
+            "--from",
+            dest="start",
+            type=int,
+            metavar="STEP",
+            help="Step of the snapshot to begin with; 0: the first weights.",
         )
-        parser.add_argument("--steps", type=int, metavar="N", help="How many; all recorded ones that follow.")
-        parser.add_argument("--ranks", type=int, metavar="N", help="Trainer processes; as many as recorded.")
+        parser.add_argument(
+            "--steps", type=int, metavar="N", help="Number of steps; all recorded ones that follow if not given."
+        )
+        parser.add_argument(
+            "--ranks", type=int, metavar="N", help="Trainer processes; as many as were recorded if not given."
+        )
         parser.add_argument(
             "--source", choices=["recording"],
-            help="Train a new draft on all recorded steps, or go on: into --run.dir, with any --SECTION.FIELD VALUE.",
+            help="Train a new draft on all recorded steps, or continue, in --run.dir, with any --SECTION.FIELD VALUE.",
         )  # fmt: skip
-        parser.add_argument("--json", action="store_true", help="Print what came out of each step as JSON.")
+        parser.add_argument("--json", action="store_true", help="Print the result of each step as JSON.")
 
     from specbatch.config.load import config_options
 
@@ -33,7 +41,7 @@ def replay(arguments: list[str]) -> int:
     if options.source:
         return _train(options, rest)
     if rest:
-        raise UserError(f"{rest[0]}: is no option of `specbatch replay RUN` without --source recording")
+        raise UserError(f"{rest[0]}: is not an option of `specbatch replay RUN` without --source recording")
     from specbatch.replay import replay as again
 
     verdicts = again(run_dir, options.start, options.steps, options.ranks)
@@ -44,13 +52,13 @@ def replay(arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from specbatch.config.load import config_options
     from specbatch.config.options import command_line
-    from specbatch.launch.offline import train_anew
+    from specbatch.run.local import train_on_recording
     from specbatch.rundir import RunDir
 
     out = dict(command_line(rest, config_options())).get("run.dir")
     if not out:
-        raise UserError("--run.dir: is missing: name a directory for the new draft")
-    return train_anew(run_dir_of(options.run), RunDir(Path(out).absolute()), rest)
+        raise UserError("--run.dir: is missing: give a directory for the new draft")
+    return train_on_recording(run_dir_of(options.run), RunDir(Path(out).absolute()), rest)
 
 
 def _line(verdict: dict[str, Any]) -> str:

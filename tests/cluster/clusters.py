@@ -10,7 +10,7 @@ from tools.lab import Lab
 
 
 def cluster(nodes: int) -> Iterator[Lab]:
-    """What a fixture yields: a cluster that is gone afterwards."""
+    """Value of a fixture: a cluster that is removed afterwards."""
     # Not below pytest's own folder, which is private, nor in /tmp, which hosts have each for themselves.
     with tempfile.TemporaryDirectory(prefix="slurmlab-", dir="/var/lib", ignore_cleanup_errors=True) as folder:
         lab = Lab(Path(folder) / "lab", tied=True)

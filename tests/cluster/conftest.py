@@ -1,4 +1,4 @@
-"""One Slurm cluster for the tests here."""
+"""Provides one Slurm cluster for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tools.lab import Lab, LabError
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """A cluster of twenty-two nodes. A test that breaks a node brings it back."""
-    yield from cluster(22)
+    """A cluster of twenty-seven nodes. A test that breaks a node brings it back."""
+    yield from cluster(27)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -15,16 +16,17 @@ from typing import Any
 
 import psutil
 
-from specbatch.launch.history import Attempt, last_status, read_attempt
-from specbatch.launch.slurm.jobs import read_jobs
+from specbatch.metrics_lines import last_step
+from specbatch.run.attempts import Attempt, last_status, read_attempt
 from specbatch.rundir import RunDir, read_json
-from specbatch.snapshot.folder import whole_snapshots
-from specbatch.training.metrics_file import last_step
+from specbatch.slurm.jobs import read_jobs
+from specbatch.snapshot.manifest import whole_snapshots
+from specbatch.status_file import Status
 from tools.lab import Lab
 
 STEPS = 60
 SAME = ("step", "loss", "losses", "accuracy", "grad_norm", "learning_rate", "tokens", "loss_tokens", "void_packs")
-"""What must not depend on what happened to a run."""
+"""Results of a run that must not depend on what happened to it."""
 POLL_S = 0.1
 
 
@@ -35,9 +37,10 @@ class Run:
         folder: holds the conversations and the target ``tiny``, and gets the run's directory.
         name: of the run directory.
         slurm: the section of the configuration, in YAML's flow style.
+        engine: further settings of the section ``inference``.
     """
 
-    def __init__(self, lab: Lab, folder: Path, name: str, slurm: str = "{}") -> None:
+    def __init__(self, lab: Lab, folder: Path, name: str, slurm: str = "{}", engine: str = "") -> None:
         self.lab, self.folder = lab, folder
         self.suffered = 0
         """The newest attempt that something happened to."""
@@ -53,7 +56,7 @@ data: {{train: [talks.jsonl], heldout: [others.jsonl], max_tokens: 256, workers:
 draft: {{ttt_steps: 3, vocab_size: 64}}
 training: {{ranks: 1, threads: 1, tokens_per_pack: 256, packs_per_step: 8, epochs: 8, max_steps: {STEPS},
   dtype: float32, learning_rate: 1e-3, warmup_steps: 2}}
-inference: {{threads: 1, deterministic: true, heartbeat_s: 2}}
+inference: {{threads: 1, deterministic: true, heartbeat_s: 2{engine and f", {engine}"}}}
 store: {{bytes_per_rank: 16MiB}}
 snapshot: {{interval: 5}}
 evaluate: {{prompts: 0}}
@@ -62,7 +65,7 @@ slurm: {slurm}
         )
 
     def user(self, *argv: str) -> str:
-        """What a command of the user prints, on the login node."""
+        """Run a command of the user on the login node, and return its output."""
         where = {"env": self.lab.user_environment(), "cwd": self.folder}
         done = subprocess.run(
             [*self.lab.as_user(), *argv], **where, text=True, capture_output=True, timeout=300, check=False
@@ -71,7 +74,7 @@ slurm: {slurm}
         return done.stdout
 
     def specbatch(self, verb: str, *words: str) -> str:
-        """What a verb prints to the user, on the login node."""
+        """Run a verb as the user on the login node, and return its output."""
         return self.user(sys.executable, "-m", "specbatch", verb, *words)
 
     def doing(self, verb: str, *words: str) -> Callable[[], bool]:
@@ -105,7 +108,7 @@ slurm: {slurm}
         return last_step(self.run_dir.metrics)
 
     def attempt(self, number: int = 0) -> Attempt:
-        """With the nodes of its components; the newest by default."""
+        """Return an attempt, which has the nodes of its components; by default the newest."""
         found = read_attempt(self.run_dir, number or self.run_dir.attempts()[-1])
         assert found is not None
         return found
@@ -115,17 +118,17 @@ slurm: {slurm}
         return self.attempt().nodes[component][0]
 
     def status(self) -> dict[str, Any]:
-        """What the head wrote last."""
+        """Return the last status of the head."""
         return read_json(self.run_dir.status) or {}
 
-    def last_status(self, attempt: int) -> dict[str, Any]:
-        """What an attempt's head wrote last."""
+    def last_status(self, attempt: int) -> Status:
+        """Return the last status of an attempt's head."""
         found = last_status(self.run_dir, attempt)
         assert found is not None
         return found
 
     def state(self) -> str:
-        """What its user is told."""
+        """The state that `specbatch status` shows."""
         return json.loads(self.specbatch("status", str(self.run_dir.root), "--json"))["state"]
 
     def prepared(self) -> bool:
@@ -133,7 +136,7 @@ slurm: {slurm}
         return self.run_dir.corpus.exists() and self.run_dir.rendezvous(1).exists()
 
     def events(self) -> list[dict[str, Any]]:
-        """Of the newest attempt; a line that is being written is left out."""
+        """Events of the newest attempt; a line that is being written is left out."""
         attempts = self.run_dir.attempts()
         path = self.run_dir.events(attempts[-1]) if attempts else self.run_dir.root
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
@@ -147,11 +150,11 @@ slurm: {slurm}
         return any(event["event"] == "stored" for event in self.added())
 
     def let_own_engine_start(self) -> None:
-        """Which waits for this, if its setup does."""
+        """Create the file that its setup may wait for."""
         (self.run_dir.root / "go").touch()
 
     def added_node(self) -> str:
-        """Where the first of them runs."""
+        """Return the node of the first added engine."""
         job = read_jobs(self.run_dir, "engines")[0].id
         return self.lab.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").split()[0]
 
@@ -159,7 +162,8 @@ slurm: {slurm}
         """The first step that each attempt trained; of those that trained one."""
         found = {}
         for number in self.run_dir.attempts():
-            lines = self.run_dir.events(number).read_text().splitlines()
+            path = self.run_dir.events(number)
+            lines = path.read_text().split("\n")[:-1] if path.is_file() else []
             steps = [event["step"] for event in map(json.loads, lines) if event["event"] == "trained"]
             found |= {number: steps[0]} if steps else {}
         return found
@@ -212,7 +216,7 @@ slurm: {slurm}
         return look
 
     def numbers(self) -> list[tuple[str, ...]]:
-        """What it trained, step by step; of a run that ended well, each step once."""
+        """Return the trained steps in order; a run that succeeded has each step once."""
         rows = [json.loads(line) for line in self.run_dir.metrics.read_text().splitlines()]
         return [tuple(json.dumps(row[key]) for key in SAME) for row in rows]
 
@@ -235,8 +239,48 @@ class Local(Run):
         return self.doing("run", "--config", str(self.config))
 
     def ended(self) -> bool:
-        """Nothing of it is left when its foreground process has ended."""
+        """Return true: nothing is left once its foreground process has ended."""
         return True
+
+
+class Foreground(Run):
+    """A run in the foreground, on nodes that its user has asked for: ``salloc ... specbatch run``."""
+
+    def submit(self) -> Callable[[], bool]:
+        """Start it on three nodes."""
+        self.on_nodes(3, "run", "--config", str(self.config))
+        return self.run_dir.status.exists
+
+    def on_nodes(self, nodes: int, *words: str) -> None:
+        """Start a command in an allocation of its own."""
+        asked = ["--partition=cpu", "--exclude=node[1-18,22-27]", f"--nodes={nodes}", "--mem=4G", "--time=30"]
+        with self.config.with_suffix(".said").open("a") as output:
+            self.process = subprocess.Popen(
+                [*self.lab.as_user(), "salloc", *asked, sys.executable, "-m", "specbatch", *words],
+                env=self.lab.user_environment(),
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+            )
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if words[:1] == [sys.executable] and "specbatch" in words and str(self.config) in words:
+                process.send_signal(signal.SIGINT)
+
+    def ended(self) -> bool:
+        """The command has ended, and with it the allocation."""
+        return self.process.poll() is not None
+
+    def take_away(self) -> None:
+        """End the command."""
+        self.process.terminate()
+
+    def __str__(self) -> str:
+        """What it said, too."""
+        return f"{self.config.with_suffix('.said').read_text()}\n{super().__str__()}"
 
 
 class ByHand(Run):
@@ -258,7 +302,7 @@ class ByHand(Run):
         for variable, value in {**paths, "python": sys.executable}.items():
             text = re.sub(rf"^{variable}=.*$", f"{variable}={shlex.quote(str(value))}", text, flags=re.M)
         # No GPUs, and nodes that are small and not these.
-        edits = {r"--partition=\w+": "--partition=cpu --exclude=node[1-18,22]", r"--gpus-per-node=\d+ ?": "",
+        edits = {r"--partition=\w+": "--partition=cpu --exclude=node[1-18,22-27]", r"--gpus-per-node=\d+ ?": "",
                  r"--mem=\w+": "--mem=4G", r"--ntasks-per-node=4": "--ntasks-per-node=1", r"--array=1-2": "--array=1-1",
                  r"--time=\S+": "--time=30"}  # fmt: skip
         for pattern, replacement in edits.items():
@@ -269,7 +313,7 @@ class ByHand(Run):
 
 
 Story = Callable[[Run], Iterator[Callable[[], bool]]]
-"""What happens to a run, in order: a generator of what has to become true before it goes on."""
+"""Events of a run in order: a generator of conditions that have to become true before the next event."""
 
 
 def play(stories: Mapping[Run, Story], timeout_s: float, at_once: int) -> None:

@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from specbatch.errors import UserError
-from specbatch.launch.slurm import commands
+from specbatch.slurm import commands
 from tools.lab import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.light, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
@@ -69,11 +69,11 @@ def test_slurm_s_refusals_say_what_to_do(cluster: Lab, script: Path):
         ("--constraint=mist", "Invalid feature specification", "constraint"),
         ("--no-such-option", "unrecognized option", "null"),
     ):
-        with pytest.raises(commands.Refused, match=words) as refused:
+        with pytest.raises(commands.SlurmRefused, match=words) as refused:
             commands.check(script, [option])
         assert remedy in str(refused.value)
         assert "\n" not in str(refused.value)
-    with pytest.raises(commands.Refused, match=r"Invalid account.*slurm\.account"):
+    with pytest.raises(commands.SlurmRefused, match=r"Invalid account.*slurm\.account"):
         commands.submit(script, ["--account=nobody"])
     assert commands.squeue("--me") == ""
     assert "to start at" in commands.check(script)
@@ -98,7 +98,7 @@ def test_a_controller_that_does_not_come_back_is_named(cluster: Lab, monkeypatch
 def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch, script: Path):
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("PATH", str(script.parent))
-        with pytest.raises(UserError, match=r"^no Slurm here: there is no `sbatch` in PATH; .*`specbatch run`"):
+        with pytest.raises(UserError, match=r"^no Slurm here: `sbatch` is not in PATH; .*`specbatch run`"):
             commands.check(script)
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,14 @@ from tests.cluster.clusters import cluster
 from tools.lab import Lab, LabError
 from tools.lab.processes import Started
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.light, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose sockets have paths that are short enough."""
+    with tempfile.TemporaryDirectory(prefix="lab-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def lab() -> Iterator[Lab]:
 
 
 def user(lab: Lab, *command: str) -> str:
-    """What a command of the ordinary user prints."""
+    """Run a command as the ordinary user, and return its output."""
     argv = [*lab.as_user(), *command]
     return subprocess.run(
         argv, env=lab.user_environment(), cwd=lab.state.home, check=True, text=True, stdout=subprocess.PIPE
@@ -121,8 +129,8 @@ def test_a_cut_node_goes_on_and_is_reached_again_when_its_cable_is_back(lab: Lab
     user(lab, "scancel", job)
 
 
-def test_two_clusters_stand_side_by_side_and_nothing_is_left_of_one(lab: Lab, tmp_path: Path):
-    other = Lab(tmp_path / "other")
+def test_two_clusters_stand_side_by_side_and_nothing_is_left_of_one(lab: Lab, short_path: Path):
+    other = Lab(short_path / "other")
     other.up(2, accounting=False)
     assert not other.up(2, accounting=False)
     own = namespaces(process.pid for process in other.state.processes.values()) - namespaces([os.getpid()])
@@ -141,7 +149,7 @@ def test_two_clusters_stand_side_by_side_and_nothing_is_left_of_one(lab: Lab, tm
 
 
 def namespaces(pids: Iterable[int]) -> set[str]:
-    """Those that these processes are in, as far as they may be seen."""
+    """Return the namespaces of these processes, as far as they can be read."""
     found = set()
     for pid, kind in itertools.product(pids, ("net", "mnt", "uts", "pid_for_children")):
         with contextlib.suppress(OSError):
@@ -156,16 +164,16 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_tied_cluster_dies_with_whoever_started_it(tmp_path: Path):
+def test_a_tied_cluster_dies_with_whoever_started_it(short_path: Path):
     code = (
         "import sys; from pathlib import Path; from tools.lab import Lab\n"
         "Lab(Path(sys.argv[1]), tied=True).up(1, accounting=False); print('up', flush=True); sys.stdin.read()"
     )
-    argv = [sys.executable, "-c", code, str(tmp_path / "lab")]
+    argv = [sys.executable, "-c", code, str(short_path / "lab")]
     starter = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert starter.stdout
     assert starter.stdout.readline() == "up\n"
-    lab = Lab(tmp_path / "lab")
+    lab = Lab(short_path / "lab")
     processes: list[Started] = list(lab.state.processes.values())
     starter.send_signal(signal.SIGKILL)
     starter.communicate()
@@ -181,6 +189,10 @@ def test_what_cannot_be_done_is_said_in_a_line(lab: Lab, tmp_path: Path):
         Lab(tmp_path / "none").kill_node("node1")
     with pytest.raises(LabError, match="no blanks"):
         Lab(tmp_path / "a b").up()
+    with pytest.raises(
+        LabError, match=r"paths of \d+ characters, and Linux allows 107; choose a folder with a shorter"
+    ):
+        Lab(tmp_path / ("long" * 12)).up()
     done = subprocess.run(
         [*lab.as_user(), sys.executable, "tools/slurmlab", "up"],
         env=lab.user_environment(),

@@ -1,4 +1,4 @@
-"""What a user sees of jobs in a real queue, and what ends them: status, cancel, scale."""
+"""Commands for jobs in a real queue: status, cancel, scale."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import psutil
 import pytest
 
 from specbatch.config import dump_config, load_config
-from specbatch.launch.cancel import cancel
-from specbatch.launch.history import begin_attempt
-from specbatch.launch.slurm import commands, scale
-from specbatch.launch.slurm.ask import Answer, ask, ask_closely
-from specbatch.launch.slurm.jobs import read_jobs, record_job
-from specbatch.launch.slurm.submit import resume
-from specbatch.launch.standing import Standing, read_files, standing
+from specbatch.run.attempts import begin_attempt
+from specbatch.run.cancel import cancel
+from specbatch.run.run_status import RunStatus, read_files, run_status
 from specbatch.rundir import RunDir
+from specbatch.slurm import commands, scale
+from specbatch.slurm.jobs import read_jobs, record_job
+from specbatch.slurm.query import Answer, query_job, query_jobs
+from specbatch.slurm.submit import resume
 from tools.lab import Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.light, pytest.mark.timeout(180)]
 
 HET = """#!/bin/bash
 #SBATCH --partition=cpu --nodes=1 --time=5 --output=/dev/null
@@ -57,11 +57,11 @@ def submit(run_dir: RunDir, text: str, *options: str) -> int:
 
 
 def asked(run_dir: RunDir) -> Answer:
-    return ask((job.id for job in read_jobs(run_dir)), {run_dir.root.stat().st_uid})
+    return query_jobs((job.id for job in read_jobs(run_dir)), {run_dir.root.stat().st_uid})
 
 
-def stand(run_dir: RunDir) -> Standing:
-    return standing(read_files(run_dir), asked(run_dir), time.time())
+def stand(run_dir: RunDir) -> RunStatus:
+    return run_status(read_files(run_dir), asked(run_dir), time.time())
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 40) -> None:
@@ -96,7 +96,7 @@ def test_a_job_is_seen_from_the_queue_to_its_cancellation(cluster: Lab, run_dir:
     past = Answer({}, asked(run_dir).past)
     assert past.state(job, 3).word == "CANCELLED"
     assert stand(run_dir).node_hours > 0
-    assert [row.restarts for row in ask_closely(job)] == [0, 0, 0]
+    assert [row.restarts for row in query_job(job)] == [0, 0, 0]
 
 
 def test_a_job_that_would_wait_for_ever_is_called_stuck_and_is_brought_back(cluster: Lab, run_dir: RunDir):
@@ -131,7 +131,7 @@ def test_a_slurm_that_does_not_answer_is_not_waited_for(cluster: Lab, run_dir: R
         controller.resume()
     assert answer.problem == "squeue did not answer within 2 s"
     assert took < 4
-    assert standing(read_files(run_dir), answer, time.time()).state == "pending"
+    assert run_status(read_files(run_dir), answer, time.time()).state == "pending"
 
 
 def test_an_added_engine_that_is_preempted_comes_back_and_one_that_is_taken_away_does_not(cluster: Lab, tmp_path: Path):
@@ -176,5 +176,5 @@ def test_added_engines_are_taken_away_one_by_one_those_first_that_wait(cluster: 
     assert scale.remove(run_dir, 1) == f"1 added engines leave: {waits}"
     assert scale.remove(run_dir, 1).startswith(f"1 added engines leave: {array}_")
     wait_until(lambda: len(asked(run_dir).alive(array)) == 1)
-    assert scale.remove(run_dir, 5).endswith("; there were no more than 1")
+    assert scale.remove(run_dir, 5).endswith("; there were only 1")
     wait_until(lambda: not asked(run_dir).alive(array))

@@ -73,7 +73,7 @@ def test_all_that_is_refused_is_named_at_once():
 
 def test_the_number_of_steps_may_change_where_no_learning_rate_depends_on_it():
     refused(schedule="constant", trained=10, training={"max_steps": 10})
-    with pytest.raises(UserError, match="9 is less than the 10 steps that are trained"):
+    with pytest.raises(UserError, match="9 is less than the 10 steps that are already trained"):
         refused(schedule="constant", trained=10, training={"max_steps": 9})
     with pytest.raises(UserError, match="the learning rate of every step depends on their number"):
         refused(schedule="cosine", trained=10, training={"max_steps": 20})

@@ -18,5 +18,5 @@ def test_auto_is_neither():
 
 @pytest.mark.parametrize("text", ["0", "0min", "-1", "10 minutes", "1d", "", "often", "1.5"])
 def test_anything_else_is_none(text):
-    with pytest.raises(ValueError, match="is no interval"):
+    with pytest.raises(ValueError, match="is not an interval"):
         Interval.parse(text)

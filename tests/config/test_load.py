@@ -34,7 +34,7 @@ NAMES = [
     "kimi k2: a/b",
     "a # b",
 ]
-"""What some reader of YAML takes for a date, a truth value, a number or nothing."""
+"""Texts that some YAML reader interprets as a date, a boolean, a number or null."""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -126,12 +126,12 @@ def test_a_count_may_have_underscores(tmp_path):
         ("training.epochs", "[1, 2]", "an integer of at least 1"),
         ("training.schedule", "step", "one of cosine, linear, wsd, constant"),
         ("data.max_bad_fraction", "2", "a number from 0 to 1"),
-        ("draft.aux_layers", "[1, x, 3]", "a list, as [1, 2], each an integer of at least 0, or null"),
-        ("draft.aux_layers", "[-1, 2, 3]", "a list, as [1, 2], each an integer of at least 0, or null"),
+        ("draft.aux_layers", "[1, x, 3]", "a list, for example [1, 2], each an integer of at least 0, or null"),
+        ("draft.aux_layers", "[-1, 2, 3]", "a list, for example [1, 2], each an integer of at least 0, or null"),
         ("inference.deterministic", "maybe", "true or false"),
         ("snapshot.keep", "1", "an integer of at least 2"),
-        ("store.bytes_per_rank", "8k", "a number of bytes of at least 16MiB, as 4GiB or 4294967296"),
-        ("store.bytes_per_rank", "8MiB", "a number of bytes of at least 16MiB, as 4GiB or 4294967296"),
+        ("store.bytes_per_rank", "8k", "a number of bytes of at least 16MiB, for example 4GiB or 4294967296"),
+        ("store.bytes_per_rank", "8MiB", "a number of bytes of at least 16MiB, for example 4GiB or 4294967296"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_with_the_rule(tmp_path, key, text, rule):
@@ -159,8 +159,8 @@ def test_a_value_out_of_its_range_is_refused_with_the_rule(tmp_path, key, text, 
         ("training: {ranks: }", "training.ranks: no value is given; it must be an integer of at least 1"),
         ("inference: {sglang: [1]}", "inference.sglang: must be a mapping of keys to values"),
         ("inference: {sglang: {x: !thing 1}}", "inference.sglang: could not determine a constructor for the tag"),
-        ("run: {dir: b}", "a.yaml:4: run stands in the file twice"),
-        ("store: {devices: a, devices: b}", "a.yaml:4: store.devices stands in the file twice"),
+        ("run: {dir: b}", "a.yaml:4: run is in the file twice"),
+        ("store: {devices: a, devices: b}", "a.yaml:4: store.devices is in the file twice"),
         ("training: {ranks: 1", "a.yaml:5: not YAML: "),
         ("\t- x", "not YAML: "),
     ],
@@ -176,10 +176,10 @@ def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path, text, message):
         (["--training.ranks"], "training.ranks: has no value; it must be an integer of at least 1"),
         (["--training", "3"], "training: is a section; its keys are training.ranks, "),
         (["--data.train.x", "3"], "data.train.x: there is no such key; did you mean data.train?"),
-        (["ranks=3"], "ranks=3: is no option"),
+        (["ranks=3"], "ranks=3: is not an option"),
         (["--run.dir", "a\nb"], "run.dir: a\nb is not text that is in one line and that is not empty"),
         (["--run.dir", ""], "run.dir:  is not text that is in one line and that is not empty"),
-        (["--data.train", "[]"], "data.train: [] is not a list that is not empty, as [a, b]"),
+        (["--data.train", "[]"], "data.train: [] is not a list that is not empty, for example [a, b]"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named(tmp_path, overrides, message):
@@ -243,6 +243,16 @@ def test_paths_are_relative_to_the_file_or_to_where_the_command_stands(tmp_path,
     assert config.target.path == "org/model"
 
 
+def test_benchmarks_are_found_from_where_they_are_named_and_a_sweep_is_a_section_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    text = BASE + "evaluate: {sets: {gsm8k: ../test.jsonl, other: 3}, sweep: {batch_sizes: [1, 4]}}\n"
+    monkeypatch.chdir(tmp_path)
+    config = load_config(write(tmp_path / "configs", text), ["--evaluate.sets.other", "mine.jsonl"])
+    assert config.evaluate.sets == {"gsm8k": str(tmp_path / "test.jsonl"), "other": str(tmp_path / "mine.jsonl")}
+    assert (config.evaluate.sweep.batch_sizes, config.evaluate.sweep.draft_tokens) == ([1, 4], [])
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
 def test_a_directory_beside_the_file_goes_before_a_hub_name(tmp_path):
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert load_config(write(tmp_path, BASE)).target.path == str(tmp_path / "org" / "model")
@@ -302,3 +312,27 @@ def test_reading_a_configuration_loads_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_sources_may_be_written_with_their_weights(tmp_path: Path) -> None:
+    text = BASE.replace("[a.jsonl]", "[{path: a.jsonl, weight: 2}, b.jsonl, {weight: 0.5, path: 'owner/name:train'}]")
+    config = load_config(write(tmp_path, text))
+    assert config.data.train == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "owner/name:train"]
+    assert config.data.weights == [2.0, 1.0, 0.5]
+    assert load_config(write(tmp_path, dump_config(config))) == config
+    assert load_config(write(tmp_path, BASE)).data.weights == []
+    for wrong in ("[{file: a.jsonl}]", "[{path: a.jsonl, weigth: 2}]", "[[a.jsonl], {path: b.jsonl}]"):
+        with pytest.raises(UserError, match=r"a\.yaml:3: data\.train: an entry is a path, or a mapping of path and"):
+            load_config(write(tmp_path, BASE.replace("[a.jsonl]", wrong)))
+    for weight in ("0", "-1", "much"):
+        with pytest.raises(UserError, match=r"data\.weights"):
+            load_config(write(tmp_path, BASE.replace("[a.jsonl]", f"[{{path: a.jsonl, weight: {weight}}}]")))
+
+
+def test_columns_are_given_in_the_file_or_on_the_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE.replace("[a.jsonl]", "[a.jsonl], columns: {messages: conversation}"))
+    assert load_config(path).data.columns == {"messages": "conversation"}
+    both = load_config(path, ["--data.columns.tools", "functions"]).data.columns
+    assert both == {"messages": "conversation", "tools": "functions"}
+    transform = write(tmp_path, BASE.replace("[a.jsonl]", "[a.jsonl], transform: 'mine.py:f'"))
+    assert load_config(transform).data.transform == f"{tmp_path / 'mine.py'}:f"

@@ -13,6 +13,7 @@ import pytest
 from specbatch.config import Config, Data, Run, Target
 from specbatch.corpus.samples import Converter
 from specbatch.corpus.tokenizer import load_tokenizer
+from specbatch.drafts.eagle3.algorithm import Eagle3
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def converter(tokenizer: Any) -> Callable[..., Converter]:
         if template is not None:
             mine = copy.deepcopy(tokenizer)
             mine.chat_template = template
-        return Converter(mine, end_ids, Data(train=[], **data), prompts)
+        return Converter(mine, end_ids, Data(train=[], **data), prompts, Eagle3.teaches)
 
     return make
 
@@ -53,8 +54,7 @@ def settings(tiny_target: Path, tmp_path: Path) -> Callable[..., Config]:
             Data(
                 train=train,
                 heldout=[str(tmp_path / name) for name in heldout],
-                cache_dir=str(tmp_path / "cache"),
-                **data,
+                **{"cache_dir": str(tmp_path / "cache"), **data},
             ),
         )
 

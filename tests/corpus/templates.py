@@ -118,3 +118,90 @@ HIDES_LATER = NO_END.replace("{{ '<|im_start|>' + m", "{% if loop.index0 < 2 %}{
     "{% endfor %}", "{% endif %}{% endfor %}"
 )
 """Leaves out all but the first two messages."""
+
+# Kinds of templates that thinking and calling targets have, with headers and ends that are added tokens.
+
+HEADERS = ("<|ask|>", "<|say|>", "<|got|>", "<|stop|>", "<|shut|>", "<|part|>", "<|call|>")
+"""Added to the vocabulary; which of them are special differs between published tokenizers."""
+
+
+def turns(answer: str, prompt: str = "<|say|>", tool: str = "<|got|>{{ m.content }}", end: str = "") -> str:
+    """A template from what it writes for an answer, for the result of a tool and to ask for an answer.
+
+    Args:
+        end: of what users and tools say.
+    """
+    return (
+        f"{{% for m in messages %}}{{% if m.role == 'assistant' %}}{answer}{{% elif m.role == 'tool' %}}{tool}{end}"
+        f"{{% else %}}<|ask|>{{{{ m.content }}}}{end}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
+    )
+
+
+CALLS = (
+    "{% for c in m.tool_calls or [] %}"
+    "<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>"
+    "{% endfor %}"
+)
+THOUGHT_OPENED = turns("<|say|>{{ m.content.split('</think>')[-1] }}" + CALLS + "<|stop|>", "<|say|><think>\n")
+"""The prompt opens a thought that the history leaves out, as DeepSeek R1, QwQ and MiniMax-M2 do."""
+THOUGHT_CLOSED = turns(
+    "<|say|>{% if m.reasoning_content %}<think>{{ m.reasoning_content }}{% endif %}</think>{{ m.content }}<|stop|>",
+    "<|say|><think>",
+)
+"""The history closes at once what the prompt opens, as DeepSeek V3.2 and GLM-4.7-Flash do."""
+THOUGHT_EMPTY = turns("<|say|>model\n<think></think>{{ m.content }}<|stop|>", "<|say|>model\n<think>\n")
+"""Prompt and history part behind a role's name and a tag, as Nemotron 3's do."""
+THOUGHT_IN_LAST = turns(
+    "<|say|>{% if loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|stop|>",
+    "<|say|><think>",
+)
+"""The last answer alone keeps its thought."""
+TWO_ENDS = turns("<|say|>{{ m.content }}<|shut|><|stop|>", end="<|shut|>")
+"""A turn's end is two tokens."""
+CHANNELS = turns(
+    "{% if '<|part|>' in m.content %}{{ raise_exception('thoughts belong into thinking') }}{% endif %}"
+    "{% if m.thinking and loop.last %}<|say|>think<|part|>{{ m.thinking }}<|shut|>{% endif %}"
+    "{% if m.tool_calls %}"
+    "<|say|>to={{ m.tool_calls[0].function.name }}<|part|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% else %}<|say|>speak<|part|>{{ m.content }}{{ '<|stop|>' if loop.last else '<|shut|>' }}{% endif %}",
+    tool="<|got|>{{ messages[loop.index0 - 1].tool_calls[0].function.name }}<|part|>{{ m.content }}",
+    end="<|shut|>",
+)
+"""A turn is several messages, and one call is all that it has room for, as in gpt-oss's harmony."""
+CALL_TOKENS = turns(
+    "<|say|>{{ m.content }}{% for c in m.tool_calls or [] %}<|call|>{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}{% endfor %}<|stop|>"
+)
+"""A call begins with a token of its own."""
+ENDED_BY_HEADER = turns("<|say|>{{ m.content }}" + CALLS)
+"""The next message's header is what ends a turn, as in GLM-4."""
+HEADERLESS = turns("{% if loop.previtem.role != 'tool' %}<|say|>{% endif %}{{ m.content }}" + CALLS + "<|stop|>")
+"""A turn that goes on after a tool's result has no header, and the prompt gives it one."""
+VARIABLE = turns(
+    "<|say|>{% if m.reasoning_content and think %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}<|stop|>",
+    "<|say|>{{ tone }}{{ day or strftime_now('%Y-%m-%d') }}",
+)
+"""Shows thoughts if it is told to, and writes the day."""
+PARTS = turns("<|say|>{% for p in m.content %}{{ p.text }}{% endfor %}<|stop|>").replace(
+    "<|ask|>{{ m.content }}", "<|ask|>{% for p in m.content %}{{ p.text }}{% endfor %}"
+)
+"""Wants content as parts."""
+UNASKED = "<|part|>You are kind.<|shut|>" + turns("<|say|>{{ m.content }}<|stop|>", "")
+"""Never asks for an answer, and begins with a system prompt of its own."""
+ASKS_USERS_ONLY = "<|part|>You are kind.<|shut|>" + turns(
+    "<|say|>{{ m.content }}<|stop|>", "{% if messages and messages[-1].role == 'user' %}<|say|><think>{% endif %}"
+)
+FLAGS = turns("<|say|>{% if '/quick' in messages[0].content %}<think></think>{% endif %}{{ m.content }}<|stop|>")
+"""Heeds what a user writes; so does the next, by how it begins."""
+TOOL_BY_USER = turns(
+    "<|say|>{% if not messages[loop.index0 - 1].content.startswith('<tool_response>') %}<think></think>{% endif %}"
+    "{{ m.content }}<|stop|>"
+)
+
+
+def marked(template: str) -> str:
+    """A template that writes its headers as `turns` does, with markers of what is generated between them."""
+    head, answer, rest = template.partition("<|say|>")[0], *template.partition("<|say|>")[2].split("{% elif", 1)
+    return f"{head}<|say|>{{% generation %}}{answer}{{% endgeneration %}}{{% elif{rest}"

@@ -44,6 +44,11 @@ def differing(converter: Converter, messages: list[dict[str, Any]], turn: int) -
     other = copy.deepcopy(messages)
     other[turn] = {"role": "assistant", "content": WORD}
     a, b = (tokenizer.apply_chat_template(m, tokenize=False) for m in (messages, other))
+    return changed(a, b)
+
+
+def changed(a: str, b: str) -> tuple[int, int]:
+    """The characters of a text that are not what it begins and ends with as another does."""
     head = 0
     while head < min(len(a), len(b)) and a[head] == b[head]:
         head += 1
@@ -195,7 +200,8 @@ def test_reasoning_is_loss_where_the_template_shows_it(converter: Make, row: dic
     make = converter(templates.QWEN3)
     converted = make.convert("f:1", row)
     assert supervised(make, converted) == ["4<|im_end|>", last]
-    assert not converted.warnings
+    forgotten = "the chat template leaves out reasoning inside the content, which the conversation has"
+    assert converted.warnings == ([forgotten] if "</think>" in row["messages"][1]["content"] else [])
     assert text_of(make, converted).count("<think>") == 1
 
 
@@ -216,9 +222,10 @@ def test_an_answer_begins_where_the_prompt_ends_if_there_is_no_generation_prompt
 
 def test_a_header_at_which_the_target_stops_ends_the_turn_before_it(converter: Make) -> None:
     make = converter(templates.NO_END, end_ids=(1,))
-    assert supervised(make, make.convert("f:1", talk("a", "b", "c", "d"))) == ["b<|im_start|>", "d"]
+    row = talk("a", "b and", "c", "d and")
+    assert supervised(make, make.convert("f:1", row)) == ["b and<|im_start|>", "d and"]
     make = converter(templates.NO_END)
-    assert supervised(make, make.convert("f:1", talk("a", "b", "c", "d"))) == ["b", "d"]
+    assert supervised(make, make.convert("f:1", row)) == ["b and", "d and"]
 
 
 def test_what_a_user_writes_is_never_loss_whatever_it_looks_like(converter: Make) -> None:
@@ -260,19 +267,44 @@ def test_an_answer_that_the_template_does_not_show_gives_no_mask(converter: Make
     assert "message 4" in converted.rejected[0][1]
 
 
-def test_a_token_across_the_border_of_an_answer_gives_no_mask(tokenizer: Any, converter: Make) -> None:
-    pairs = (token for token in tokenizer.get_vocab() if token.isalpha() and len(token) == 2)
-    joined = next(pair for pair in pairs if pair in tokenizer.tokenize(f"assistant:{pair}<|im_end|>"))
+def _joined(tokenizer: Any, around: str) -> str:
+    """Two letters that are one token where they stand."""
+    pairs = (token for token in sorted(tokenizer.get_vocab()) if token.isalpha() and len(token) == 2)
+    return str(next(pair for pair in pairs if pair in tokenizer.tokenize(around.format(pair))))
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_a_token_across_the_beginning_of_an_answer_is_no_loss_and_the_rest_is(
+    tokenizer: Any, converter: Make, offsets: bool
+) -> None:
+    joined = _joined(tokenizer, "assistant:{} <|im_end|>")
     header = f"assistant:{joined[0]}"
     template = (
         f"{{% for message in messages %}}{{{{ (message.role + ':' if message.role == 'user' else '{header}')"
         " + message.content + '<|im_end|>' }}{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ '{header}' }}}}{{% endif %}}"
     )
-    converted = converter(template).convert("f:1", talk("x", joined[1]))
+    make = converter(template)
+    if not offsets:
+        make = Converter(_WithoutOffsets(make.template.tokenizer), (), make.data, False, make.teaches)
+    converted = make.convert("f:1", talk("x", f"{joined[1]} and", "y", " more"))
+    assert supervised(make, converted) == [" and<|im_end|>", " more<|im_end|>"]
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_a_token_across_the_end_of_an_answer_gives_no_mask(tokenizer: Any, converter: Make, offsets: bool) -> None:
+    joined = _joined(tokenizer, "answer {} user")
+    template = (
+        "{% for message in messages %}{{ message.role + ':' + message.content }}"
+        f"{{% if message.role == 'assistant' %}}{{{{ '{joined[1]} ' }}}}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    make = converter(template)
+    if not offsets:
+        make = Converter(_WithoutOffsets(make.template.tokenizer), (), make.data, False, make.teaches)
+    converted = make.convert("f:1", talk("x", f"answer {joined[0]}"))
     assert converted.rejected[0][0] == "mask not provable"
-    assert "across the border" in converted.rejected[0][1]
-    assert f"{joined[0]}|{joined[1]}" in converted.rejected[0][1]
+    assert f"across the end of an answer: 'ant:answer {joined[0]}|{joined[1]} '" in converted.rejected[0][1]
 
 
 class _WithoutOffsets:
@@ -292,7 +324,7 @@ class _WithoutOffsets:
 
 def test_a_tokenizer_without_offsets_gives_the_same_samples(tokenizer: Any, converter: Make) -> None:
     make = converter()
-    other = Converter(_WithoutOffsets(tokenizer), (), make.data, False)
+    other = Converter(_WithoutOffsets(tokenizer), (), make.data, False, make.teaches)
     row = talk("Hi \U0001f600", "Hello \U0001f600 there.", "And now?", "Dōne.")
     (a, mask_a), (b, mask_b) = make.convert("f:1", row).samples[0], other.convert("f:1", row).samples[0]
     assert a.tolist() == b.tolist()
@@ -314,11 +346,14 @@ def test_any_conversation_in_chatml_has_its_answers_as_loss_or_no_mask(
     make = converter(template)
     converted = make.convert("f:1", talk(*turns))
     answers = [f"{turn}<|im_end|>" for turn in turns[1::2]]
-    if converted.samples:
-        assert supervised(make, converted) == answers
-    else:
-        assert converted.rejected[0][0] == "mask not provable"
-        assert any(turn[:1].isspace() for turn in turns[1::2])
+    if not converted.samples:
+        # Of an answer of one token, its end, nothing is drafted.
+        assert not any(turn.strip() for turn in turns[1::2])
+        return
+    for found, answer in zip(supervised(make, converted), answers, strict=True):
+        # White space at its beginning may be one token with the end of the header.
+        assert answer.endswith(found)
+        assert not answer.removesuffix(found).strip()
 
 
 @pytest.mark.parametrize("template", [None, templates.MARKED])

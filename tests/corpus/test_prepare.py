@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
-import os
+import multiprocessing
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from specbatch.config import Config
-from specbatch.corpus import Corpus, attach, corpus_of, make_plan, open_corpus, planned_steps, prepare, prompts
+from specbatch.corpus import Corpus, attach, corpus_of, make_plan, open_corpus, planned_steps, prepare
 from specbatch.corpus.convert import convert_rows
 from specbatch.corpus.samples import Converted
 from specbatch.corpus.tokenizer import load_tokenizer
 from specbatch.errors import RunError, UserError
+from specbatch.plan import HELD_OUT
 from specbatch.rundir import RunDir
 from tests.corpus import templates
 from tests.corpus.test_mask import talk
@@ -68,7 +69,7 @@ def test_what_is_prepared_is_what_every_process_of_the_run_opens(settings: Setti
     assert tokenizer.decode(samples[0].input_ids[samples[0].loss_mask]) == "Hello.<|im_end|>"
     assert corpus.place(1).endswith("a.jsonl:2")
     assert corpus.heldout is not None
-    (prompt,) = prompts(config, corpus.heldout)
+    (prompt,) = corpus.heldout.prompts()
     assert tokenizer.decode(prompt).endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     assert corpus.sample(2).input_ids.tolist() == corpus.heldout.sample(0).input_ids.tolist()
     for i in (-1, 3):
@@ -88,7 +89,7 @@ def test_a_run_whose_prepared_data_are_gone_says_so(settings: Settings, tmp_path
     summary = prepare(settings({"a.jsonl": lines(A1)}))
     attach(run, summary)
     (Path(summary.train.path) / "part.json").unlink()
-    with pytest.raises(RunError, match="no longer there"):
+    with pytest.raises(RunError, match="no longer exist"):
         open_corpus(run)
 
 
@@ -115,6 +116,8 @@ def test_data_are_prepared_once_until_anything_changes_that_the_result_depends_o
     assert prepared_anew()
     config.data.loss_on = "last"
     assert prepared_anew()
+    config.data.template_variables = {"enable_thinking": False}
+    assert prepared_anew()
     with_template(target_copy, templates.MARKED)
     assert prepared_anew()
     tokenizer = json.loads((target_copy / "tokenizer.json").read_text())
@@ -131,13 +134,24 @@ def test_a_row_that_the_template_refuses_is_named_with_the_templates_words(
     settings: Settings, target_copy: Path
 ) -> None:
     target = with_template(target_copy, templates.STRICT)
-    files = {"a.jsonl": lines(talk("Hi", "Hello."), A1, talk("Bye", "Bye."))}
+    system = {"messages": [{"role": "system", "content": "x"}, *talk("Hi", "Hello.")["messages"]]}
+    files = {"a.jsonl": lines(talk("Hi", "Hello."), system, talk("Bye", "Bye."))}
     summary = prepare(settings(files, target=target, max_bad_fraction=0.4))
     assert summary.train.samples == 2
-    assert "1 refused by the chat template: Conversation roles must alternate" in summary.text()
+    assert "1 refused by the chat template: System role not supported" in summary.text()
     assert "a.jsonl:2" in summary.text()
     with pytest.raises(UserError, match=r"1 of 3 rows of the training data are unusable \(33.3 %\)(.|\n)*a.jsonl:2"):
         prepare(settings(files, target=target))
+
+
+def test_a_first_turn_of_the_assistant_is_left_out_where_the_template_refuses_it_and_counted(
+    settings: Settings, target_copy: Path
+) -> None:
+    config = settings({"a.jsonl": lines(A1)}, target=with_template(target_copy, templates.STRICT))
+    summary = prepare(config)
+    sample = corpus_of(summary).sample(0)
+    assert load_tokenizer(config).decode(sample.input_ids[sample.loss_mask]) == "Done.<|im_end|>"
+    assert "that turn is dropped: Conversation roles must alternate" in summary.text()
 
 
 def test_a_share_of_refused_rows_ends_the_preparation(settings: Settings, target_copy: Path) -> None:
@@ -171,14 +185,14 @@ def test_data_that_give_no_sample_end_with_counts_first_lines_and_the_likeliest_
         assert expected in said
     for number in (1, 2, 4, 5):
         assert f"a.jsonl:{number}" in said
-    assert "likeliest cause: these are prompts without answers" in said
+    assert "most likely cause: these are prompts without answers" in said
     with pytest.raises(UserError, match="the files are empty"):
         prepare(settings({"empty.jsonl": b""}))
 
 
 def test_answers_that_no_template_shows_end_the_preparation(settings: Settings, target_copy: Path) -> None:
     target = with_template(target_copy, templates.NO_END.replace("+ message.content", ""))
-    with pytest.raises(UserError, match="likeliest cause: the target's chat template hides"):
+    with pytest.raises(UserError, match="most likely cause: the target's chat template hides"):
         prepare(settings({"a.jsonl": lines(A1)}, target=target, max_bad_fraction=1.0))
 
 
@@ -210,8 +224,29 @@ def test_long_samples_are_truncated_or_skipped_as_configured(settings: Settings)
     summary = prepare(settings(files, max_tokens=200, overlong="skip"))
     assert (summary.train.samples, summary.train.truncated) == (1, 0)
     assert "2 longer than max_tokens" in summary.text()
-    with pytest.raises(UserError, match=r"likeliest cause: raise data\.max_tokens"):
+    with pytest.raises(UserError, match=r"most likely cause: raise data\.max_tokens"):
         prepare(settings({"b.jsonl": lines(talk(LONG, "Hello."))}, max_tokens=200))
+
+
+def test_what_templates_drop_is_counted_with_the_first_line(settings: Settings, target_copy: Path) -> None:
+    thoughts = talk("2+2?", "4", "3+3?", "6", reasoning_content="add")
+    thoughts["messages"][1]["reasoning_content"] = "add"
+    files = {"a.jsonl": lines(talk("Hi", "Hello."), thoughts, A1)}
+    summary = prepare(settings(files, target=with_template(target_copy, templates.STRICT)))
+    assert summary.train.samples == 3
+    assert (
+        "the chat template leaves out reasoning_content, which the conversation has (2 times, first: " in summary.text()
+    )
+    assert "that turn is dropped: Conversation roles must alternate user/assistant/user/assistant/... (1 times, " in (
+        summary.text()
+    )
+    assert "a.jsonl:2)" in summary.text()
+
+
+def test_a_row_of_which_nothing_is_to_be_learnt_is_no_fault(settings: Settings) -> None:
+    summary = prepare(settings({"a.jsonl": lines(talk("Hi", "Hello."), talk("Hi", "Hello?", weight=0))}))
+    assert (summary.train.samples, summary.train.bad_rows) == (1, 0)
+    assert "1 no answer that is to be learnt (first: " in summary.text()
 
 
 def test_a_sample_that_teaches_nothing_is_dropped_and_counted(settings: Settings) -> None:
@@ -228,7 +263,7 @@ def test_every_kind_of_bad_line_is_named_and_skipped(settings: Settings) -> None
             b"\xef\xbb\xbf" + good,
             good,
             good[:-1] + b",}",
-            b'{"weight": NaN, ' + good[1:],
+            b'{"weight": NaM, ' + good[1:],
             surrogate,
             surrogate.replace(rb"\ud83d", rb"\ud83d\ude00"),
             json.dumps(talk("Hi", "long " * 20_000)).encode(),
@@ -266,9 +301,7 @@ def test_held_out_data_may_be_prompts_without_answers(settings: Settings) -> Non
     heldout = corpus_of(prepare(config)).heldout
     assert heldout is not None
     assert len(heldout) == 2
-    assert len(prompts(config, heldout)) == 1
-    config.evaluate.prompts = 0
-    assert prompts(config, heldout) == []
+    assert len(heldout.prompts()) == 1
 
 
 def test_a_summary_says_what_came_of_the_data(settings: Settings) -> None:
@@ -285,7 +318,7 @@ def _same(a: list[Converted], b: list[Converted]) -> None:
     assert flat[0] == flat[1]
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_any_number_of_processes_gives_the_same_samples_in_the_same_order(settings: Settings) -> None:
     config = settings({})
     rows = [(f"f:{i}", lines(talk("Hi", f"Answer {i}.")) if i % 7 else b"bad") for i in range(400)]
@@ -298,24 +331,19 @@ def test_any_number_of_processes_gives_the_same_samples_in_the_same_order(settin
     _same(converted(1), converted(4))
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_a_killed_process_of_the_preparation_ends_it_with_an_error(settings: Settings) -> None:
     config = settings({})
     rows = ((f"f:{i}", lines(talk("Hi", f"Answer {i}."))) for i in range(100_000))
-    others = set(psutil.Process().children(recursive=True))
+    others = set(multiprocessing.active_children())
     batches = convert_rows(config, load_tokenizer(config), rows, 100_000, prompts=False, workers=2)
     next(batches)
-    started = set(psutil.Process().children(recursive=True)) - others
-    for child in started:
-        with contextlib.suppress(psutil.NoSuchProcess):  # one of the test before, that just ends
-            if child.ppid() != os.getpid() and child.status() != psutil.STATUS_ZOMBIE:
-                child.kill()
-                break
+    (set(multiprocessing.active_children()) - others).pop().kill()
     with pytest.raises(RunError, match=r"was killed.*data\.workers"):
         list(batches)
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_the_quickstarts_target_gives_every_answer_and_its_end(smollm: Path, settings: Settings) -> None:
     config = settings({"a.jsonl": lines(talk("Who are you?", "I am SmolLM.", "Sure?", "Yes."))}, target=smollm)
     corpus: Corpus = corpus_of(prepare(config))
@@ -323,3 +351,144 @@ def test_the_quickstarts_target_gives_every_answer_and_its_end(smollm: Path, set
     assert tokenizer.decode(sample.input_ids[sample.loss_mask]) == "I am SmolLM.<|im_end|>Yes.<|im_end|>"
     assert tokenizer.decode(sample.input_ids).startswith("<|im_start|>system\nYou are a helpful AI assistant")
     assert corpus.tokenizer_size == 49152
+
+
+def test_samples_that_repeat_are_counted_and_left_out_if_asked(settings: Settings) -> None:
+    one, two = talk("Hi", "Hello."), talk("Why?", "So.")
+    files = {"a.jsonl": lines(one, two, one), "b.jsonl": lines(two, talk("And?", "Or."))}
+    kept = prepare(settings(files))
+    assert kept.train.samples == 5
+    assert "2 samples repeat an earlier one (first: " in kept.text()
+    assert "a.jsonl:3); kept" in kept.text()
+    dropped = prepare(settings(files, duplicates="drop"))
+    corpus, every = corpus_of(dropped), corpus_of(kept)
+    assert "2 samples repeat an earlier one" in dropped.text()
+    assert [corpus.place(i).rpartition("/")[2] for i in range(3)] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:2"]
+    assert [len(corpus.sample(i).input_ids) for i in range(3)] == corpus.lengths.tolist()
+    assert dropped.train.tokens == corpus.lengths.sum()
+    assert corpus.entry_sizes == [2, 1]
+    assert every.entry_sizes == [3, 2]
+    masks = [corpus.sample(i).loss_mask for i in range(3)]
+    assert dropped.train.loss_tokens == sum(int(mask.sum()) for mask in masks) == corpus.loss_token_counts.sum()
+    assert corpus.fingerprint != every.fingerprint
+    only = int(
+        np.setdiff1d(corpus.sample(2).input_ids, np.concatenate([corpus.sample(i).input_ids for i in (0, 1)]))[0]
+    )
+    assert (corpus.first_with(only), every.first_with(only), every.first_with(-1)) == (2, 4, None)
+
+
+def test_masks_of_held_out_samples_stand_behind_the_others_where_asked_for(settings: Settings) -> None:
+    config = settings(
+        {"a.jsonl": lines(talk("Hi", "Hello.")), "h.jsonl": lines(talk("No", "Oh."))}, heldout=("h.jsonl",)
+    )
+    corpus = corpus_of(prepare(config))
+    assert len(list(corpus.masks())) == 1
+    own, heldout = corpus.masks(heldout=True)
+    assert own.sample(0) == (0, 0)
+    assert heldout.sample(0) == (HELD_OUT, 1)
+    assert heldout.mask_N.tolist() == corpus.sample(1).loss_mask.tolist()
+
+
+def test_held_out_samples_that_are_trained_on_are_counted_by_content(settings: Settings) -> None:
+    one, two = talk("Hi", "Hello."), talk("Why?", "So.")
+    files = {"a.jsonl": lines(one, talk("And?", "Or.")), "h.jsonl": lines(two, {**one, "id": 7}, one)}
+    summary = prepare(settings(files, heldout=("h.jsonl",)))
+    assert (summary.shared, summary.first_shared.rpartition("/")[2]) == (2, "h.jsonl:2")
+    assert "warning: 2 of 3 held-out samples equal a training sample" in summary.text()
+
+
+def test_a_changed_file_costs_that_file_and_what_was_broken_off_is_gone_on_with(
+    settings: Settings, tmp_path: Path
+) -> None:
+    files = {"a.jsonl": lines(talk("Hi", "Hello.")), "b.jsonl": lines(talk("Why?", "So."))}
+    config = settings(files)
+    first = prepare(config).train
+    (tmp_path / "b.jsonl").write_bytes(lines(talk("Why?", "So."), talk("And?", "Or.")))
+    second = prepare(config).train
+    assert second.sources[0].path == first.sources[0].path
+    assert second.sources[1].path != first.sources[1].path
+    assert second.samples == 3
+    assert prepare(config).cached
+
+
+def test_a_transform_of_ones_own_filters_and_changes_rows_and_its_file_is_part_of_the_key(
+    settings: Settings, tmp_path: Path
+) -> None:
+    code = "def mine(row):\n    return None if row['bad'] else {'messages': row['talk']}\n"
+    (tmp_path / "mine.py").write_text(code)
+    rows = [{"bad": bad, "talk": talk("Hi", "Hello.")["messages"]} for bad in (False, True)]
+    config = settings({"a.jsonl": lines(*rows)}, transform=f"{tmp_path / 'mine.py'}:mine")
+    summary = prepare(config)
+    assert (summary.train.samples, summary.train.bad_rows) == (1, 0)
+    assert "1 left out by data.transform" in summary.text()
+    assert prepare(config).cached
+    (tmp_path / "mine.py").write_text(code.replace("None if row['bad'] else ", ""))
+    assert prepare(config).train.samples == 2
+    (tmp_path / "mine.py").write_text("def mine(row):\n    return row['nothing']\n")
+    with pytest.raises(UserError, match=r"2 data\.transform failed .*KeyError"):
+        prepare(config)
+    for name, why in (
+        ("mine", "must be module:function"),
+        ("nowhere:f", "ModuleNotFoundError"),
+        ("json:nothing", "no"),
+    ):
+        config.data.transform = name
+        with pytest.raises(UserError, match=rf"data\.transform: {name}.*{why}"):
+            prepare(config)
+
+
+def test_a_corpus_of_many_files_holds_few_open(settings: Settings) -> None:
+    count = 150
+    config = settings({f"{i:03}.jsonl": lines(talk("Hi", f"Hello {i}.")) for i in range(count)})
+    before = psutil.Process().num_fds()
+    corpus = corpus_of(prepare(config))
+    assert len(corpus) == count
+    assert sum(corpus.sample(i).loss_mask.sum() for i in range(count)) == corpus.part.loss_tokens
+    assert corpus.place(7).endswith("007.jsonl:1")
+    assert psutil.Process().num_fds() - before <= 70
+
+
+def test_a_preparation_that_was_broken_off_goes_on_where_it_was(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [talk("Hi", f"Hello {i}.") for i in range(300)]
+    files = {"a.jsonl": lines(*rows[:250]), "b.jsonl": lines(*rows[250:])}
+    whole = corpus_of(prepare(settings(files, cache_dir=str(tmp_path / "other"))))
+    monkeypatch.setattr(sys.modules["specbatch.corpus.prepare"], "KEEP_EVERY_S", 0.0)
+    told: list[int] = []
+
+    def broken_off(text: str, done: int, total: int) -> None:
+        told.append(done)
+        if done >= 128:
+            raise KeyboardInterrupt
+
+    config = settings(files)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, broken_off)
+    again: list[int] = []
+    corpus = corpus_of(prepare(config, lambda text, done, total: again.append(done)))
+    assert told[-1] == 128
+    assert min(done for done in again if done > 1) == 128 + 64
+    assert corpus.fingerprint == whole.fingerprint
+    assert corpus.loss_token_counts.tolist() == whole.loss_token_counts.tolist()
+    assert [corpus.place(i).rpartition("/")[2] for i in (0, 249, 250)] == ["a.jsonl:1", "a.jsonl:250", "b.jsonl:1"]
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+def test_masks_come_in_pieces_and_are_those_of_the_samples(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, duplicates: str
+) -> None:
+    rows = [talk("Hi", f"Hello {i % 7}.", "And?", "Or " * (i % 5)) for i in range(40)]
+    config = settings({"a.jsonl": lines(*rows[:25]), "b.jsonl": lines(*rows[25:])}, duplicates=duplicates)
+    corpus = corpus_of(prepare(config))
+    expected = [corpus.sample(i).loss_mask for i in range(len(corpus))]
+    module = sys.modules["specbatch.corpus.prepared"]
+    for spans, tokens in ((1 << 16, 1 << 22), (3, 1 << 22), (1 << 16, 200), (1, 1)):
+        monkeypatch.setattr(module, "SPANS_AT_ONCE", spans)
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", tokens)
+        pieces = list(corpus.masks())
+        assert [piece.first.sample for piece in pieces] == [0, *np.cumsum([len(p.lengths_S) for p in pieces])[:-1]]
+        assert np.concatenate([piece.mask_N for piece in pieces]).tolist() == np.concatenate(expected).tolist()
+        assert np.concatenate([piece.lengths_S for piece in pieces]).tolist() == corpus.lengths.tolist()
+        assert max(len(piece.lengths_S) for piece in pieces) > 5 or spans < 100 or tokens < 1000

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Callable
@@ -11,8 +12,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from specbatch.config.paths import anchored
 from specbatch.corpus.conversation import decode_line
+from specbatch.corpus.files import Unreadable, _elements
 from specbatch.corpus.sources import HubName, find_sources
 from specbatch.errors import UserError
 
@@ -92,6 +97,71 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('[{"text": "a"},]')
     with pytest.raises(UserError, match=r"bad\.json: cannot be read"):
         find_sources([str(tmp_path / "bad.json")])[0].scan()
+
+
+def test_a_subset_and_a_split_are_part_of_a_data_sets_name() -> None:
+    assert HubName("squad").parts == ("squad", None, "train")
+    assert HubName("owner/name").parts == ("owner/name", None, "train")
+    assert HubName("owner/name:test[:10%]").parts == ("owner/name", None, "test[:10%]")
+    assert HubName("owner/name/en-v1.1:validation").parts == ("owner/name", "en-v1.1", "validation")
+    for name in ("owner/name:train_sft", "owner/name/subset", "owner/name/subset:train[:5]"):
+        assert anchored(name, Path("/somewhere"), hub=True) == name
+    assert anchored("sub/dir/file.jsonl", Path("/somewhere"), hub=True) == "/somewhere/sub/dir/file.jsonl"
+
+
+def test_a_damaged_page_behind_good_ones_names_file_and_row(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.parquet"
+    table = pa.table({"text": [f"row {i} {'x' * 40}" for i in range(2000)]})
+    pq.write_table(table, path, row_group_size=500, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"row 1600 ")
+    content[place - 4 : place] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    (source,) = find_sources([str(path)])
+    assert source.scan()[0] == 2000
+    with pytest.raises(UserError, match=r"damaged\.parquet: cannot be read from row 1537 on: "):
+        list(source.rows())
+
+
+def test_a_value_that_cannot_be_decoded_costs_its_row_and_only_where_it_is_read(tmp_path: Path) -> None:
+    texts = pa.array([b"good", b"\xff\xfe", b"good"], pa.binary()).cast(pa.string(), safe=False)
+    table = pa.table({"text": texts, "other": pa.array(["a", "b", "c"])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (source,) = find_sources([str(tmp_path / "a.parquet")], ["other"])
+    assert [row for _, row in source.rows()] == [
+        {"text": "good", "other": "a"},
+        {"other": "b"},
+        {"text": "good", "other": "c"},
+    ]
+    (source,) = find_sources([str(tmp_path / "a.parquet")], ["text"])
+    bad = [row for _, row in source.rows()][1]
+    assert isinstance(bad, Unreadable)
+    assert "column text" in bad.why
+
+
+@pytest.mark.parametrize("depth", [2900, 60_000])
+def test_arrays_that_are_nested_too_deeply_are_named(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('[{"text": "a"}, ' + "[" * depth + "]" * depth + "]")
+    with pytest.raises(UserError, match=r"deep\.json: cannot be read from row 2 on: nested too deeply"):
+        find_sources([str(path)])[0].scan()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(json_values, max_size=6), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 40))
+def test_an_array_is_read_in_pieces_as_it_would_be_read_whole(values, indent, ascii_only, block) -> None:
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+    found = [json.loads(element) for element in _elements(io.StringIO(text), block)]
+    assert repr(found) == repr(json.loads(text))
+    for wrong in (text[:-1], text + "x", text[:-1] + ",]", "{}"):
+        with pytest.raises(ValueError, match=r"."):
+            list(_elements(io.StringIO(wrong), block))
 
 
 def test_a_name_that_is_no_path_is_loaded_by_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from specbatch.dispatch.dispatcher import Dispatcher
 from specbatch.dispatch.messages import (
     AnyReply,
     AnyRequest,
@@ -26,8 +27,7 @@ from specbatch.dispatch.messages import (
     Trained,
     Wait,
 )
-from specbatch.dispatch.state import Dispatcher
-from specbatch.manifest import Chunk, Manifest, PackId
+from specbatch.pack_manifest import Chunk, Manifest, PackId
 from specbatch.plan import Pack, Plan
 
 HEARTBEAT_S = 1.0
@@ -60,7 +60,7 @@ def make_dispatcher(plan: Plan, steps: int | None = None, **options: float) -> D
 
 
 def manifest_of(plan: Plan, granted: Granted) -> Manifest:
-    """What an engine says after it stored a pack."""
+    """Return the manifest that an engine reports after it stored a pack."""
     pack = plan.pack(granted.pack)
     tokens = {sample: plan.tokens(Pack(0, 0, (sample,))) for sample in pack.samples}
     chunks = tuple(Chunk(sample, "aux", 0, 1, tokens[sample], "") for sample in pack.samples)
@@ -78,7 +78,7 @@ class Cluster:
     now: float = 0.0
     generation: int = 0
     claims: dict[str, list[Granted]] = field(default_factory=dict)
-    """What each engine has been granted and still works on."""
+    """Claims that each engine still works on."""
     given: set[int] = field(default_factory=set)
     """All claims ever given."""
     objects: dict[tuple[PackId, int], int] = field(default_factory=dict)
@@ -197,7 +197,7 @@ class Cluster:
         return True
 
     def finish(self, engine: str = "last") -> None:
-        """One good engine and all ranks work until all is trained."""
+        """Let one healthy engine and all ranks work until all steps are trained."""
         for _ in range(40 * self.dispatcher.report(self.now).steps):
             if self.dispatcher.phase is Phase.TRAINED:
                 return

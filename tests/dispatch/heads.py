@@ -1,4 +1,4 @@
-"""A real server of the dispatcher, and what it told."""
+"""A real server of the dispatcher, and the events that it reported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 
 from specbatch.dispatch.client import Client
-from specbatch.dispatch.rendezvous import Keys, Rendezvous
+from specbatch.dispatch.connection_file import ConnectionFile, Keys
 from specbatch.dispatch.server import Server
 from specbatch.plan import Plan
 from tests.dispatch.cluster import make_dispatcher, make_plan
@@ -14,10 +14,10 @@ from tests.dispatch.cluster import make_dispatcher, make_plan
 
 @dataclass
 class Head:
-    """A server and what it told."""
+    """A server and the events that it reported."""
 
     server: Server
-    rendezvous: Rendezvous
+    rendezvous: ConnectionFile
     plan: Plan
     events: list[tuple[str, dict]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ def make_head(keys: Keys | None = None) -> Head:
         event=lambda event, /, **facts: head.write_event(event, **facts),
         remove_prefix=lambda prefix: head.remove_prefix(prefix),
     )
-    rendezvous = Rendezvous(
+    rendezvous = ConnectionFile(
         run="ab",
         attempt=3,
         host="127.0.0.1",

@@ -97,7 +97,7 @@ class AnyOrder:
             self.cluster.ask(self.sent[n % len(self.sent)])
 
     def check(self) -> None:
-        """What holds at any time."""
+        """Invariants that hold at any time."""
         window = self.cluster.dispatcher._window
         in_use = sum(entry.bytes for entry in window.entries.values() if entry.claim)
         assert in_use <= window.reserved <= window.capacity <= 2 * self.cluster.segment_bytes
@@ -106,7 +106,7 @@ class AnyOrder:
         assert sum(engine.claims for engine in report.engines) == report.claimed
 
     def finish(self) -> None:
-        """From here all goes well: everything is trained, once, and nothing stays in the store."""
+        """Without further faults, everything is trained once, and nothing stays in the store."""
         cluster = self.cluster
         for engine, granted in self._held():
             cluster.store(engine, granted)

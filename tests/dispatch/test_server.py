@@ -9,9 +9,9 @@ import time
 import msgspec
 import pytest
 
-from specbatch.dispatch.client import Client, DispatcherGone, RequestRefused
+from specbatch.dispatch.client import Client, DispatcherGone, DispatcherRefused
+from specbatch.dispatch.connection_file import Keys
 from specbatch.dispatch.messages import LONG_POLL_S, Phase
-from specbatch.dispatch.rendezvous import Keys
 from tests.dispatch.cluster import manifest_of
 from tests.dispatch.heads import Head, join_all, make_head
 
@@ -81,7 +81,7 @@ def test_a_heartbeat_is_not_held_up_by_long_polls_of_other_threads(head: Head, c
 
 
 def test_a_claim_asked_again_is_granted_once(head: Head, client: Client):
-    """The first asker is gone: what it would get nobody would ever compute."""
+    """The first asker is gone: a pack that is granted to it would never be computed."""
     impatient = Client(head.rendezvous, deadline_s=0.3)
     with pytest.raises(DispatcherGone):
         impatient.claim("a", 2)
@@ -111,7 +111,7 @@ def test_a_client_does_not_talk_to_another_attempts_server(head: Head):
 
 
 def test_a_request_that_makes_no_sense_raises_at_its_sender(head: Head, client: Client):
-    with pytest.raises(RequestRefused, match="has to join"):
+    with pytest.raises(DispatcherRefused, match="has to join"):
         client.begin(0, 1)
 
 

@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _simulate(options: argparse.Namespace) -> str:
-    """What broke is raised, with the seed of the run in which it did."""
+    """Raise what broke, with the seed of the run."""
     began = told = time.monotonic()
     for stats in simulate(options.seed, options.simulate):
         if time.monotonic() - told > SAY_S:
@@ -94,7 +94,7 @@ def _disturb(options: argparse.Namespace) -> tuple[str, AssertionError | None]:
 
 
 def say(text: str) -> None:
-    """A line for whoever waits."""
+    """Print a line of progress."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 

@@ -24,7 +24,7 @@ from specbatch.dispatch.messages import (
     Wait,
 )
 from specbatch.dispatch.messages import Granted as Grant
-from specbatch.manifest import PackId
+from specbatch.pack_manifest import PackId
 from tests.dispatch.cluster import HEARTBEAT_S, manifest_of
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ AHEAD = 2
 
 
 class Broken(AssertionError):
-    """Something that must hold does not."""
+    """An invariant is violated."""
 
 
 class Actor:
-    """Somebody who talks to the dispatcher, is stopped now and then, and may die."""
+    """A client of the dispatcher that is stopped now and then, and may die."""
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt, self.life, self.draw = attempt, attempt.life, attempt.draw
@@ -134,7 +134,7 @@ class Engine(Actor):
             self._answer(granted, Stored(self.name, (manifest,)))
 
     def _answer(self, granted: Grant, request: AnyRequest) -> None:
-        """As `specbatch.inference.engine`: what is answered for is not in flight any more."""
+        """Settle a claim as `specbatch.inference.engine` does: it is no longer in flight."""
         del self.claims[granted.claim]
         self.ask(request, lambda reply: None)
 

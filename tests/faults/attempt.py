@@ -1,4 +1,4 @@
-"""One attempt of a simulated run: the real dispatcher, its store and network, and what can happen to them."""
+"""One attempt of a simulated run: the real dispatcher, with a simulated store and network, and their faults."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from specbatch.dispatch.dispatcher import Dispatcher
 from specbatch.dispatch.messages import (
     LONG_POLL_S,
     AnyReply,
     AnyRequest,
     Drain,
 )
-from specbatch.dispatch.state import Dispatcher
-from specbatch.manifest import PackId
+from specbatch.pack_manifest import PackId
 from tests.dispatch.cluster import make_dispatcher
 from tests.faults.actors import RANKS, Broken, Engine, Rank
 
@@ -37,7 +37,7 @@ class Object:
 
 
 class Attempt:
-    """One dispatcher and all that talk to it."""
+    """One dispatcher and everything that communicates with it."""
 
     def __init__(self, life: Life) -> None:
         self.life, self.draw = life, life.draw
@@ -141,7 +141,7 @@ class Attempt:
     # Who comes and goes
 
     def start_engine(self) -> None:
-        """One more."""
+        """Add another one."""
         if not (self.dead or self.over):
             self.engines.append(Engine(self, f"engine-{next(self._names)}"))
 
@@ -154,7 +154,7 @@ class Attempt:
         self.ranks = [Rank(self, number, self.generation) for number in range(RANKS)]
 
     def kill_ranks(self) -> None:
-        """One died, and the others with it; their memory goes too."""
+        """Kill all ranks, as when one of them dies; their memory is lost, too."""
         for rank in self.ranks:
             rank.dead, rank.segment = True, ""
             for key in [key for key, found in self.objects.items() if found.segment == rank.lent]:

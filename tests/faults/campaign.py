@@ -21,7 +21,7 @@ from tests.faults.tally import KEPT, Tally, read, write
 HASTY = 0.1
 """Share of the faults that do not wait until the one before is over."""
 TRIES = 40
-"""How often a fault looks for something to hit, a little later each time."""
+"""Number of times that a fault looks for something to hit, a little later each time."""
 
 
 class Campaign:
@@ -31,7 +31,7 @@ class Campaign:
         folder: for all runs; those that differ or did not recover stay there. What earlier campaigns counted there is
             added to.
         steps: of each run.
-        say: told what happens.
+        say: called with what happens.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A wall clock that jumps for the processes of one run, and for nobody else (``clock.c``)."""
+"""A wall clock that jumps for the processes of one run only (``clock.c``)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Clock:
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", self._library, SOURCE, "-ldl"], check=True)
 
     def environment(self) -> dict[str, str]:
-        """For the processes whose clock it is."""
+        """Environment for the processes that use this clock."""
         return {"LD_PRELOAD": str(self._library), "SPECBATCH_CLOCK": str(self._jump)}
 
     def set(self, seconds: int) -> None:

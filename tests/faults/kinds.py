@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from specbatch.snapshot.folder import snapshot_path, whole_snapshots
+from specbatch.snapshot.manifest import snapshot_path, whole_snapshots
 from tests.faults.objects import Stranger
 from tests.faults.processes import GONE
 from tests.faults.scene import Scene, Sign
@@ -32,7 +32,7 @@ LONG_S = (8.0, 15.0)
 FULL_BYTES = 330 << 10
 """A file of a full disk grows no longer than this; snapshots of the tiny draft are longer, its metrics are not."""
 LONGEST_LOG = 280 << 10
-"""Of a rank whose disk is full, so that it can still say so."""
+"""Size of the log of a rank whose disk is full, so that it can still report that."""
 
 Inject = Callable[[Scene, random.Random], bool]
 
@@ -45,9 +45,9 @@ class Kind:
     inject: Inject
     """Does it; False if there was nothing to be hit."""
     back: Sequence[Sign] = field(default=(TRAINED,))
-    """What the logs must show before the run has recovered."""
+    """Lines that the logs must show before the run counts as recovered."""
     weight: int = 1
-    """How often it is drawn, beside the others."""
+    """Relative frequency of the kind."""
     stage: str = "training"
     """The stage of the run in which it makes sense."""
 
@@ -78,7 +78,7 @@ def stop(target: str, shortest_s: float, longest_s: float) -> Inject:
 
 
 def drain(target: str, number: signal.Signals) -> Inject:
-    """What Slurm sends before it kills."""
+    """Signals that Slurm sends before it kills."""
 
     def inject(scene: Scene, draw: random.Random) -> bool:
         found = scene.processes.find(target)
@@ -154,7 +154,7 @@ def damage_snapshot(spoil: Callable[[Path, random.Random], None]) -> Inject:
 
 
 def flip_byte(file: Path, draw: random.Random) -> None:
-    """One bit of it."""
+    """Flip one bit of a file."""
     with file.open("r+b") as opened:
         opened.seek(draw.randrange(file.stat().st_size))
         byte = opened.read(1)[0]
@@ -163,12 +163,12 @@ def flip_byte(file: Path, draw: random.Random) -> None:
 
 
 def truncate(file: Path, draw: random.Random) -> None:
-    """To any length."""
+    """Truncate a file to a random length."""
     os.truncate(file, draw.randrange(file.stat().st_size))
 
 
 def meddle(how: Callable[[Stranger, list[str]], int]) -> Inject:
-    """Do something to some objects in the store, as a client of it that nobody asked."""
+    """Change some objects in the store, as a client that does not belong to the run."""
 
     def inject(scene: Scene, draw: random.Random) -> bool:
         try:

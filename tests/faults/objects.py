@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from specbatch.dispatch.rendezvous import Rendezvous
+from specbatch.dispatch.connection_file import ConnectionFile
 from specbatch.transfer.mooncake import store_module
 
 BUFFER_BYTES = 16 << 20
 
 
 class Stranger:
-    """To be closed, which takes 2 s.
+    """A client of the store; closing it takes 2 s.
 
     Args:
         rendezvous: of the attempt. Of what stands in it only addresses are used: the store asks for no key.
@@ -26,7 +26,7 @@ class Stranger:
     """
 
     def __init__(self, rendezvous: Path) -> None:
-        self._at = msgspec.json.decode(rendezvous.read_bytes(), type=Rendezvous)
+        self._at = msgspec.json.decode(rendezvous.read_bytes(), type=ConnectionFile)
         self._store = store_module().MooncakeDistributedStore()
         master = f"{self._at.host}:{self._at.master_port}"
         with socket.create_connection((self._at.host, self._at.master_port), timeout=5):
@@ -40,7 +40,7 @@ class Stranger:
         self._store.close()
 
     def keys(self) -> list[str]:
-        """Of all objects there are."""
+        """Keys of all objects in the store."""
         connection = http.client.HTTPConnection(self._at.host, self._at.metrics_port, timeout=10)
         try:
             connection.request("GET", "/get_all_keys")

@@ -13,7 +13,7 @@ GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
 class Processes:
-    """Of one run.
+    """The processes of one run.
 
     Args:
         run_dir: of the run.
@@ -36,14 +36,14 @@ class Processes:
         if kind == "master":
             return _below(self._component("head"), "mooncake_master")
         if kind == "rank":
-            return _below(self._component("training"), "specbatch.training.rank")
+            return _below(self._component("training"), "specbatch.training.process.rank")
         if kind == "scheduler":
             return [process for process in _below(self._component("inference"), "") if _captures(process)]
         words = {"guard": "specbatch.inference.guard", "server": "sglang.launch_server"}
         return _below(self._component("inference"), words[kind])
 
     def all(self) -> list[psutil.Process]:
-        """Everything that is left of the run, whoever its parent is."""
+        """All processes that are left of the run, whatever their parent is."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(*GONE):
@@ -68,7 +68,7 @@ def _below(ancestors: list[psutil.Process], word: str) -> list[psutil.Process]:
     for ancestor in ancestors:
         with contextlib.suppress(*GONE):
             for process in ancestor.children(recursive=True):
-                if word in _words(process) and _runs(process, word):
+                if word in _words(process) and _runs(process, word) and not (word and _forked(process)):
                     found.append(process)
     return found
 
@@ -82,6 +82,14 @@ def _runs(process: psutil.Process, word: str) -> bool:
     return False
 
 
+def _forked(process: psutil.Process) -> bool:
+    """Whether it has the whole command line of its parent, as a process that a server of SGLang forks has at first."""
+    with contextlib.suppress(*GONE):
+        parent = process.parent()
+        return parent is not None and process.cmdline() == parent.cmdline()
+    return False
+
+
 def _captures(process: psutil.Process) -> bool:
     """Whether this is the process of SGLang that has the capture plugin, and with it the store's client."""
     with contextlib.suppress(*GONE):
@@ -90,7 +98,7 @@ def _captures(process: psutil.Process) -> bool:
 
 
 def _controllers(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that submitit put above them."""
+    """Return the processes that submitit started above them."""
     found = []
     for process in processes:
         with contextlib.suppress(*GONE):

@@ -22,7 +22,7 @@ from tests.faults.tinyrun import write_run
 
 POLL_S = 0.05
 RECOVERY_S = 240.0
-"""What has not recovered after so long counts as lost."""
+"""Seconds after which a fault without recovery counts as lost."""
 DONE, STOPPED = 0, 75
 
 Sign = tuple[str, str]
@@ -111,7 +111,7 @@ class Scene:
                 process.kill()
 
     def stage(self) -> str:
-        """What the head says that the run does."""
+        """Return the stage of the run, as the head reports it."""
         status = read_json(self.run_dir.status) or {}
         return str(status.get("stage", "")) if status.get("attempt") == self.processes.attempt() else ""
 
@@ -159,7 +159,7 @@ class Scene:
         return True
 
     def marks(self) -> dict[str, int]:
-        """How long the logs are now."""
+        """Return the current lengths of the logs."""
         return {component: len(self.lines(component)) for component in ("training", "inference")}
 
     def finish(self) -> None:

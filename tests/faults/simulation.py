@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from specbatch.manifest import PackId
+from specbatch.pack_manifest import PackId
 from specbatch.plan import Plan
 from tests.dispatch.cluster import make_plan
 from tests.faults.actors import RANKS, Broken

@@ -1,4 +1,4 @@
-"""What came of faults, in Markdown."""
+"""The results of faults, in Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEAD = ("fault", "count", "recovered", "steps retrained: mean", "most", "seconds
 
 
 def table(tallies: Mapping[str, Tally]) -> str:
-    """One line a kind, and their sum."""
+    """Return one line per kind, and their sum."""
     every = _added(tallies.values())
     rows = [HEAD, ("---",) + ("---:",) * (len(HEAD) - 1)]
     rows += [_row(name, tally) for name, tally in [*sorted(tallies.items()), ("all", every)]]
@@ -24,7 +24,7 @@ def table(tallies: Mapping[str, Tally]) -> str:
 
 
 def summed(folders: Sequence[Path]) -> str:
-    """One table of what several campaigns have counted."""
+    """Return one table with the counts of several campaigns."""
     kept = [read(folder / KEPT) for folder in folders]
     names = {name for _, tallies in kept for name in tallies}
     every = {name: _added(tallies[name] for _, tallies in kept if name in tallies) for name in names}
@@ -57,7 +57,7 @@ def _row(name: str, tally: Tally) -> tuple[str, ...]:
 
 
 def simulated(stats: Stats, seed: int, seconds: float) -> str:
-    """What came of a simulation."""
+    """Return the results of a simulation."""
     rows = [("fault", "count"), ("---", "---:")]
     rows += [(name.replace("_", " "), str(count)) for name, count in sorted(stats.faults.items())]
     return (

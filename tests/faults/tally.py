@@ -1,4 +1,4 @@
-"""What became of the faults of one kind."""
+"""The results of faults of one kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from specbatch.rundir import write_json
 
 KEPT = "tallies.json"
-"""Of a campaign, in its folder: how many runs were compared, and a tally for each kind of fault in them."""
+"""File in a campaign's folder: how many runs were compared, and a tally for each kind of fault in them."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Tally:
     retrained: list[int] = field(default_factory=list)
     """Steps that were trained again, for each fault that was waited for."""
     seconds: list[float] = field(default_factory=list)
-    """From the fault until the run had recovered and trained a step."""
+    """Seconds from the fault until the run had recovered and trained a step."""
 
 
 def write(file: Path, runs: int, tallies: Mapping[str, Tally]) -> None:
@@ -31,6 +31,6 @@ def write(file: Path, runs: int, tallies: Mapping[str, Tally]) -> None:
 
 
 def read(file: Path) -> tuple[int, dict[str, Tally]]:
-    """What `write` has kept."""
+    """Read what `write` has saved."""
     kept = json.loads(file.read_text())
     return kept["runs"], {name: Tally(**facts) for name, facts in kept["tallies"].items()}

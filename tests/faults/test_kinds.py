@@ -1,4 +1,4 @@
-"""What is done on purpose is done, and counts only if it was: on processes that look like a run's, and do nothing."""
+"""Faults really happen, and count only if they did: on processes that look like a run's, and do nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONNECTS = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(s
 RESTARTS = """
 import subprocess, sys
 while True:
-    subprocess.run([sys.executable, "-c", "import time; time.sleep(600)", "specbatch.training.rank"])
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(600)", "specbatch.training.process.rank"])
 """
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -41,7 +41,7 @@ def run_dir(tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def scene(run_dir: RunDir) -> SimpleNamespace:
-    """As much of one as a fault looks at."""
+    """The part of a scene that a fault uses."""
     return SimpleNamespace(run_dir=run_dir, processes=Processes(run_dir), marks=dict)
 
 
@@ -116,7 +116,7 @@ def test_a_disk_is_full_for_ranks_that_are_started_meanwhile_too(scene: SimpleNa
         until = time.monotonic() + 20
         while True:
             found = [child for child in psutil.Process(component.pid).children() if child not in others]
-            if found and "specbatch.training.rank" in found[0].cmdline():
+            if found and "specbatch.training.process.rank" in found[0].cmdline():
                 return found[0]
             assert time.monotonic() < until
             time.sleep(0.01)

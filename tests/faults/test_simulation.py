@@ -28,6 +28,6 @@ def test_a_simulation_follows_from_its_seed() -> None:
     assert first.faults != all_of(seed=6, faults=200).faults != Counter()
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_the_plan_is_trained_through_twenty_thousand_faults() -> None:
     assert all_of(seed=2, faults=20_000).faults.total() >= 20_000

@@ -21,16 +21,19 @@ THETA = 10000.0
 EPS = 1e-5
 
 
-def make_draft(folder: Path, target: Path, prompts: Sequence[Sequence[int]], answer_tokens: int, steps: int) -> Path:
+def make_draft(
+    folder: Path, target: Path, prompts: Sequence[Sequence[int]], answer_tokens: int, steps: int, *, norms: bool = False
+) -> Path:
     """Write a draft for some prompts; returns its directory.
 
     Args:
         answer_tokens: of each answer that the head is fitted to.
         steps: drafts of a chain that it is fitted for.
+        norms: it is one of EAGLE-3.1: ``fc_norm`` and ``norm_output``.
     """
     model = Target(target)
     answers = [model.greedy(prompt, answer_tokens + steps) for prompt in prompts]
-    _write_random(folder, target, sorted({token for answer in answers for token in answer}))
+    _write_random(folder, target, sorted({token for answer in answers for token in answer}), norms=norms)
     drafter = Drafter(folder, model)
     found = [drafter.examples(p, a, steps) for p, a in zip(prompts, answers, strict=True)]
     states, tokens = torch.cat([s for s, _ in found]), torch.cat([t for _, t in found])
@@ -42,7 +45,9 @@ def make_draft(folder: Path, target: Path, prompts: Sequence[Sequence[int]], ans
     return folder
 
 
-def _write_random(folder: Path, target: Path, token_ids: Sequence[int], seed: int = 0, scale: float = 0.3) -> None:
+def _write_random(
+    folder: Path, target: Path, token_ids: Sequence[int], seed: int = 0, scale: float = 0.3, *, norms: bool
+) -> None:
     """Write a draft that can propose only the given tokens; ``scale`` is large, so that all its parts matter."""
     config = json.loads((target / "config.json").read_text())
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
@@ -76,6 +81,10 @@ def _write_random(folder: Path, target: Path, token_ids: Sequence[int], seed: in
         "d2t": ids - torch.arange(len(ids)),
         "t2d": kept,
     }
+    if norms:
+        # Far from 1, and from each other, so that an engine that leaves them out is seen.
+        tensors |= {f"fc_norm.{number}.weight": 2**number * norm() for number in range(len(AUX_LAYERS))}
+        tensors["norm.weight"] = 2 * norm()
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     draft = {
@@ -100,6 +109,7 @@ def _write_random(folder: Path, target: Path, token_ids: Sequence[int], seed: in
         "torch_dtype": "bfloat16",
         "eagle_config": {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": list(AUX_LAYERS)},
         "eagle_aux_hidden_state_layer_ids": [layer + 1 for layer in AUX_LAYERS],
+        **({"fc_norm": True, "norm_output": True} if norms else {}),
     }
     (folder / "config.json").write_text(json.dumps(draft))
 
@@ -140,6 +150,7 @@ class Drafter:
         self.tokens = self.w["d2t"] + torch.arange(len(self.w["d2t"]))
         self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.head_dim = config["head_dim"]
+        self.fc_norm, self.norm_output = config.get("fc_norm", False), config.get("norm_output", False)
         self.target = target
         self.embedding = target.model.get_input_embeddings().weight.detach()
 
@@ -172,9 +183,12 @@ class Drafter:
         return torch.stack(states), torch.tensor(tokens)
 
     def _columns(self, ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each column but the last: its first state, key and value."""
+        """First state, key and value of each column but the last."""
         states = self.target.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        aux = torch.cat([states[layer + 1][0] for layer in AUX_LAYERS], dim=-1)
+        read = [states[layer + 1][0] for layer in AUX_LAYERS]
+        if self.fc_norm:
+            read = [_rms(layer, self.w[f"fc_norm.{number}.weight"]) for number, layer in enumerate(read)]
+        aux = torch.cat(read, dim=-1)
         z = aux[:-1] @ self.w["fc.weight"].T
         _, keys, values = self._project(torch.tensor(ids[1:]), z, torch.arange(len(ids) - 1))
         return z, keys, values
@@ -206,6 +220,7 @@ class Drafter:
                 keys, values = torch.cat([keys, k]), torch.cat([values, v])
             z = self._rest(q, keys, values, z)
             states.append(_rms(z, self.w["norm.weight"]))
+            z = states[-1] if self.norm_output else z
             drafts.append(int(self.tokens[(self.w["lm_head.weight"] @ states[-1]).argmax()]))
             token = forced[step] if forced else drafts[-1]
         return drafts, states

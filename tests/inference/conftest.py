@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from specbatch.config import Store
-from specbatch.inference.capturing import CapturingServer
+from specbatch.inference.capture_server import CaptureServer
 from specbatch.transfer.master import Master
 from specbatch.transfer.store import StoreClient
 from tests.inference.lab import AUX_LAYERS, NAN_TOKEN, Lab, new_rendezvous
@@ -51,15 +51,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def start(lab: Lab, flawed_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CapturingServer]:
+def start(lab: Lab, flawed_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CaptureServer]:
     """Make a capturing server of the flawed target, by SGLang's arguments; not yet started."""
 
-    def make(settings: dict[str, Any] | None = None, **arguments: Any) -> CapturingServer:
-        return CapturingServer(
+    def make(settings: dict[str, Any] | None = None, **arguments: Any) -> CaptureServer:
+        return CaptureServer(
             {"model_path": str(flawed_target), "dtype": "float32", **arguments},
             tmp_path_factory.mktemp("engine") / "engine.log",
             lab.settings(**(settings or {})),
-            aux_layers=AUX_LAYERS,
+            layer_ids=AUX_LAYERS,
             threads=1,
         )
 
@@ -67,14 +67,14 @@ def start(lab: Lab, flawed_target: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def whole(start: Callable[..., CapturingServer]) -> Iterator[CapturingServer]:
+def whole(start: Callable[..., CaptureServer]) -> Iterator[CaptureServer]:
     """An engine that never cuts a prefill; its ring holds less than a batch, and its rows wait briefly for room."""
     with start({"buffer_bytes": 1 << 20, "put_timeout_s": 1.5}, chunked_prefill_size=-1) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def chunked(start: Callable[..., CapturingServer]) -> Iterator[CapturingServer]:
+def chunked(start: Callable[..., CaptureServer]) -> Iterator[CaptureServer]:
     """An engine that cuts prefills every 128 tokens."""
     with start(chunked_prefill_size=128) as server:
         yield server

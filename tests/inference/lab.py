@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import torch
 
-from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
-from specbatch.inference.capturing import CapturingServer
-from specbatch.inference.orders import Captured, NotCaptured, Settings, new_order
-from specbatch.manifest import Chunk, Manifest, object_key
+from specbatch.dispatch.connection_file import ConnectionFile, Keys, publish
+from specbatch.inference.capture_request import Captured, CaptureSettings, NotCaptured, new_capture_request
+from specbatch.inference.capture_server import CaptureServer
+from specbatch.pack_manifest import Chunk, Manifest, object_key
 from specbatch.transfer.store import StoreClient, checksum
 
 RUN, ATTEMPT = "5eed", 1
@@ -31,25 +31,27 @@ WIDTHS = {"aux": len(AUX_LAYERS) * HIDDEN, "last": HIDDEN}
 class Lab:
     """A real store with one segment, and where an engine finds it."""
 
-    rendezvous: Rendezvous
+    rendezvous: ConnectionFile
     rendezvous_path: Path
     store: StoreClient
     memory: torch.Tensor
     """uint8, registered with the store."""
 
-    def settings(self, **changes: Any) -> Settings:
-        """What a capture plugin is told."""
+    def settings(self, **changes: Any) -> CaptureSettings:
+        """Settings of a capture plugin."""
         values: dict[str, Any] = {
             "rendezvous": str(self.rendezvous_path),
             "attempt": ATTEMPT,
             "results": "",
             "protocol": "tcp",
             "devices": "",
+            "layers": AUX_LAYERS,
             "widths": WIDTHS,
+            "sources": {"aux": ((0, WIDTHS["aux"]),), "last": None},
             "buffer_bytes": 8 << 20,
             "put_timeout_s": 20.0,
         }
-        return Settings(**(values | changes))
+        return CaptureSettings(**(values | changes))
 
     def read(self, captured: Captured) -> dict[str, np.ndarray]:
         """The rows of a sample, from the store, as float32 ``[rows, width]``; checks every chunk."""
@@ -66,10 +68,10 @@ class Lab:
         return rows.float().numpy()
 
 
-def new_rendezvous(path: Path, host: str, port: int) -> Rendezvous:
+def new_rendezvous(path: Path, host: str, port: int) -> ConnectionFile:
     """Publish a rendezvous whose store is real."""
     keys = Keys.new()
-    rendezvous = Rendezvous(
+    rendezvous = ConnectionFile(
         run=RUN,
         attempt=ATTEMPT,
         host=host,
@@ -100,7 +102,7 @@ CLAIMS = Claims()
 
 
 def capture(
-    server: CapturingServer, samples: Sequence[np.ndarray], *, timeout_s: float = 120.0
+    server: CaptureServer, samples: Sequence[np.ndarray], *, timeout_s: float = 120.0
 ) -> dict[int, Captured | NotCaptured]:
     """Have all rows of samples captured, sent at once as one claim; results by sample."""
     claim = CLAIMS.new()
@@ -109,7 +111,7 @@ def capture(
 
 
 def capture_rows(
-    server: CapturingServer,
+    server: CaptureServer,
     samples: Sequence[np.ndarray],
     rows: Sequence[dict[str, np.ndarray]],
     *,
@@ -117,11 +119,11 @@ def capture_rows(
     timeout_s: float = 120.0,
 ) -> dict[int, Captured | NotCaptured]:
     """The same with chosen rows."""
-    orders = [
-        new_order(claim, (0, claim), i, "", sample, wanted)
+    captures = [
+        new_capture_request(claim, (0, claim), i, "", sample, wanted)
         for i, (sample, wanted) in enumerate(zip(samples, rows, strict=True))
     ]
-    server.send(orders, samples)
+    server.send(captures, samples)
     found: dict[int, Captured | NotCaptured] = {}
     until = time.monotonic() + timeout_s
     while len(found) < len(samples) and time.monotonic() < until:
@@ -133,7 +135,7 @@ def capture_rows(
 
 
 def truth(model: torch.nn.Module, sample: np.ndarray) -> dict[str, np.ndarray]:
-    """What transformers computes for a sample, float32 ``[tokens, width]``."""
+    """Return what transformers computes for a sample, float32 ``[tokens, width]``."""
     with torch.no_grad():
         states = model(torch.from_numpy(sample.astype(np.int64))[None], output_hidden_states=True).hidden_states
     aux = torch.cat([states[layer + 1][0] for layer in AUX_LAYERS], dim=-1)
@@ -157,7 +159,7 @@ def engine_processes(folder: Path) -> list[psutil.Process]:
 
 
 def schedulers(folder: Path) -> list[psutil.Process]:
-    """Those of an engine's processes that compute: they have the store's client loaded."""
+    """Return an engine's computing processes, which have the store's client loaded."""
     found = []
     for process in engine_processes(folder):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from specbatch.capture import CaptureContract
-from specbatch.config import Config, Data, Inference, Run, Store, Target, Training
+from specbatch.config import Config, Data, Inference, Run, Store, Target, Training, dump_config
 from specbatch.corpus import Corpus, corpus_of, make_plan, planned_steps, prepare
 from specbatch.dispatch.client import Client
+from specbatch.dispatch.connection_file import ConnectionFile, Keys, publish
+from specbatch.dispatch.dispatcher import Dispatcher
 from specbatch.dispatch.messages import Phase
-from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
 from specbatch.dispatch.server import Server
-from specbatch.dispatch.state import Dispatcher
+from specbatch.drafts.base import CaptureContract, algorithm_of
+from specbatch.drafts.eagle3.config import Eagle3Draft
 from specbatch.inference.engine import Engine
-from specbatch.manifest import Manifest, PackId
+from specbatch.inference.nodes import FurtherNodes
+from specbatch.pack_manifest import Manifest, PackId
 from specbatch.plan import Plan
 from specbatch.rundir import RunDir
-from specbatch.target import TargetShape, capture_contract, read_target
-from specbatch.transfer.fetch import Destination, read_pack, remove_pack
+from specbatch.target import TargetShape, read_target
 from specbatch.transfer.master import Master
+from specbatch.transfer.pack_reader import Destination, read_pack, remove_pack
 from specbatch.transfer.store import StoreClient
 
 ATTEMPT = 1
@@ -35,7 +37,7 @@ ATTEMPT = 1
 
 @dataclass
 class Stage:
-    """What an engine needs around it."""
+    """The environment that an engine needs."""
 
     config: Config
     target: TargetShape
@@ -43,12 +45,12 @@ class Stage:
     plan: Plan
     contract: CaptureContract
     run_dir: RunDir
-    rendezvous: Rendezvous
+    rendezvous: ConnectionFile
     server: Server
     store: StoreClient
     events: list[tuple[str, dict[str, object]]]
 
-    def engine(self, client: Client, *, stuck_s: float) -> Engine:
+    def engine(self, client: Client, *, stuck_s: float, nodes: FurtherNodes | None = None) -> Engine:
         return Engine(
             self.config,
             self.target,
@@ -58,6 +60,7 @@ class Stage:
             name="engine-0-test",
             rendezvous_path=self.run_dir.rendezvous(ATTEMPT),
             log=self.run_dir.component_log(ATTEMPT, "engine", 0),
+            nodes=nodes,
             stuck_s=stuck_s,
         )
 
@@ -83,7 +86,7 @@ class Trainer:
     memory: torch.Tensor = field(default_factory=lambda: torch.empty(4 << 20, dtype=torch.uint8))
     void: list[PackId] = field(default_factory=list)
     rows: dict[PackId, bytes] = field(default_factory=dict)
-    """What every pack held."""
+    """The rows of every pack."""
 
     def join(self) -> None:
         self.stage.store.register(self.memory.data_ptr(), self.memory.nbytes)
@@ -137,7 +140,7 @@ class Trainer:
     def _truth(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         with torch.no_grad():
             states = self.reference(torch.from_numpy(ids.astype(np.int64))[None], output_hidden_states=True)
-        aux = [states.hidden_states[layer + 1][0] for layer in self.stage.contract.aux_layers]
+        aux = [states.hidden_states[layer + 1][0] for layer in self.stage.contract.layers]
         return {"aux": torch.cat(aux, dim=-1).numpy(), "last": states.hidden_states[-1][0].numpy()}
 
 
@@ -155,13 +158,16 @@ def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **
             workers=1,
             cache_dir=str(folder / "cache"),
         ),
+        draft=Eagle3Draft(vocab_size=None),
         training=Training(tokens_per_pack=256, packs_per_step=2),
         inference=Inference(threads=1, heartbeat_s=1.0, **inference),
     )
     corpus = corpus_of(prepare(config))
     plan, shape = make_plan(config, corpus), read_target(config.target.path)
-    contract = capture_contract(config, shape)
+    contract = algorithm_of(config, shape).contract
     run_dir = RunDir(Path(config.run.dir))
+    run_dir.make()
+    run_dir.config.write_text(dump_config(config), encoding="utf-8")
     events: list[tuple[str, dict[str, object]]] = []
     dispatcher = Dispatcher(
         plan,
@@ -172,7 +178,7 @@ def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **
     )
     keys = Keys.new()
     with Master("127.0.0.1", folder / "master.log") as master, contextlib.ExitStack() as stack:
-        rendezvous = Rendezvous(
+        rendezvous = ConnectionFile(
             run="5eed",
             attempt=ATTEMPT,
             host="127.0.0.1",
@@ -194,7 +200,7 @@ def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **
             event=lambda event, /, **facts: events.append((event, facts)),
             remove_prefix=store.remove_prefix,
         )
-        rendezvous = Rendezvous(
+        rendezvous = ConnectionFile(
             **{name: getattr(rendezvous, name) for name in rendezvous.__struct_fields__}
             | {"dispatcher_port": server.port}
         )
@@ -203,13 +209,13 @@ def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **
             yield Stage(config, shape, corpus, plan, contract, run_dir, rendezvous, server, store, events)
 
 
-def in_thread(engine: Engine) -> tuple[threading.Thread, list[BaseException]]:
-    """Run an engine beside the test."""
+def in_thread(work: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
+    """Run an engine, or what a node has of it, beside the test."""
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            engine.run()
+            work()
         except BaseException as error:
             failures.append(error)
 

@@ -18,7 +18,7 @@ from specbatch.inference.engine import Engine
 from tests.inference.lab import engine_processes, schedulers
 from tests.inference.run import Stage, Trainer, in_thread, stage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.light
 WORDS = ["the", "draft", "proposes", "what", "the", "target", "would", "have", "said", "if", "it", "were", "asked"]
 
 
@@ -58,7 +58,7 @@ def test_a_killed_and_a_stuck_engine_lose_no_pack_and_a_refused_one_is_void(tmp_
     ):
         engine = made.engine(client, stuck_s=15.0)
         trainer = Trainer(made, rank, reference(tiny_target))
-        thread, failures = in_thread(engine)
+        thread, failures = in_thread(engine.run)
         trainer.join()
         steps = made.plan.steps
         assert steps > 10
@@ -91,7 +91,7 @@ def test_an_engine_leaves_while_it_starts(tmp_path: Path, tiny_target: Path) -> 
         contextlib.closing(Client(made.rendezvous)) as client,
     ):
         client.drain("the test says so")
-        thread, failures = in_thread(made.engine(client, stuck_s=60.0))
+        thread, failures = in_thread(made.engine(client, stuck_s=60.0).run)
         thread.join(60)
         assert not thread.is_alive()
         assert failures == []

@@ -1,16 +1,17 @@
-"""What a guard runs ends with its owner, whatever became of that."""
+"""The command of a guard ends with its owner, however the owner ends."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.light
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -80,3 +81,34 @@ def test_the_guard_ends_as_its_command_did_and_removes_its_folder(tmp_path: Path
     with subprocess.Popen([*guard, sys.executable, "-c", script, str(note)], stdin=subprocess.PIPE) as process:
         assert process.wait(20) == code
     assert not Path(note.read_text()).exists()
+
+
+SHARING = """
+import multiprocessing, multiprocessing.shared_memory, sys, time
+lock = multiprocessing.get_context("spawn").Lock()
+block = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+theirs = open("/dev/shm/" + sys.argv[2], "r+b")
+import mmap; seen = mmap.mmap(theirs.fileno(), 0)
+open(sys.argv[1], "w").write(f"{lock._semlock.name} {block.name}")
+time.sleep(600)
+"""
+
+
+def test_shared_memory_of_a_killed_command_is_removed_and_that_of_others_is_not(tmp_path: Path) -> None:
+    note, mine = tmp_path / "names", SharedMemory(create=True, size=4096)
+    try:
+        command = [sys.executable, "-c", SHARING, str(note), mine.name]
+        guard = [sys.executable, "-m", "specbatch.inference.guard", str(psutil.Process().pid), "0.2", *command]
+        with subprocess.Popen(guard, stdin=subprocess.PIPE) as process:
+            tree(process.pid, note)
+            semaphore, block = (name.lstrip("/") for name in note.read_text().split())
+            left = [Path("/dev/shm") / f"sem.{semaphore}", Path("/dev/shm") / block]
+            assert all(path.exists() for path in left)
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(20)
+        assert not any(path.exists() for path in left)
+        assert (Path("/dev/shm") / mine.name).exists()
+    finally:
+        mine.close()
+        mine.unlink()

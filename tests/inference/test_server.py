@@ -1,4 +1,4 @@
-"""How SGLang is given its arguments."""
+"""Passing arguments to SGLang."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_ranks_get_cores_of_their_own_where_there_are_enough() -> None:
     assert bind_cores([0, 1], 2, 8) == "0,1|0,1"
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_the_end_of_the_log_is_in_the_error_when_an_engine_does_not_start(tmp_path: Path) -> None:
     server = SGLangServer({"model_path": str(tmp_path / "no such model")}, tmp_path / "logs" / "engine.log", threads=1)
     with pytest.raises(ServerDied, match="no such model"), server:

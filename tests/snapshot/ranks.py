@@ -21,7 +21,7 @@ def _rank(rank, ranks, store, function, args):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     function(rank, *args)
     dist.destroy_process_group()
-    # As in `specbatch.training.ending`: threads that the interpreter's own end finds abort the process now and then.
+    # As in `specbatch.training.process.exit`: threads that the interpreter's end finds may abort it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

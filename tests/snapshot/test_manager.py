@@ -13,11 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from specbatch.errors import RunError, UserError
-from specbatch.snapshot.folder import MANIFEST, whole_snapshots
+from specbatch.snapshot.manifest import MANIFEST, whole_snapshots
 from specbatch.snapshot.reading import read_tensors
 from tests.snapshot.ranks import on_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.light
 FACTS = {"plan": {"seed": 0}, "draft": {"hidden": 8}}
 
 
@@ -194,7 +194,7 @@ def test_what_a_killed_save_left_is_deleted(tmp_path):
 def test_another_plan_is_refused_and_what_differs_is_named(tmp_path):
     Training(tmp_path).steps(2, last=True)
     other = {"plan": {"seed": 1}, "draft": {"hidden": 8}}
-    with pytest.raises(UserError, match=r"plan\.seed was 0 and is 1\. Set"):
+    with pytest.raises(UserError, match=r"plan\.seed was 0 and is 1\. Restore"):
         Training(tmp_path, facts=other).manager.load()
 
 

@@ -69,7 +69,7 @@ def test_an_answer_that_goes_in_circles_is_noticed():
     assert not goes_in_circles("I like to go to the sea. I like to go to the sea. And that is all.")
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_the_shipped_conversations_are_whole_unlike_and_inoffensive():
     train, heldout = read("train.jsonl.gz"), read("heldout.jsonl.gz")
     prompts = [prompt_of(row) for row in [*heldout, *train]]
@@ -83,7 +83,7 @@ def test_the_shipped_conversations_are_whole_unlike_and_inoffensive():
     assert len({row["id"] for row in [*heldout, *train]}) == len(prompts)
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_no_held_out_prompt_is_like_one_that_is_trained_on():
     train = [words(prompt_of(row)) for row in read("train.jsonl.gz")]
     for row in read("heldout.jsonl.gz"):

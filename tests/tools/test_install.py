@@ -40,7 +40,7 @@ def install(repository: Path, argument: str = "") -> str:
     return output
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_an_environment_is_made_once_whole_and_in_its_place(repository: Path):
     both = [start(repository), start(repository)]
     outputs = sorted(process.communicate()[0].count("nothing to do") for process in both)

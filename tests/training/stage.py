@@ -18,23 +18,24 @@ from typing import Any
 import psutil
 import torch
 
-from specbatch.capture import CaptureContract
-from specbatch.config import Config, Data, Draft, Inference, Run, Snapshot, Store, Target, Training, dump_config
+from specbatch.config import Config, Data, Inference, Run, Snapshot, Store, Target, Training, dump_config
 from specbatch.config.rules import Bytes, Interval
 from specbatch.corpus import Corpus, attach, make_plan, open_corpus, planned_steps, prepare
 from specbatch.dispatch.client import Client, DispatcherGone
+from specbatch.dispatch.connection_file import ConnectionFile, Keys, publish
+from specbatch.dispatch.dispatcher import Dispatcher
 from specbatch.dispatch.messages import Fault, Granted, Phase, Report
-from specbatch.dispatch.rendezvous import Keys, Rendezvous, publish
 from specbatch.dispatch.server import Server
-from specbatch.dispatch.state import Dispatcher
-from specbatch.manifest import Chunk, Manifest, PackId, object_key
+from specbatch.drafts.base import CaptureContract, algorithm_of
+from specbatch.drafts.eagle3.config import Eagle3Draft
+from specbatch.drafts.pack import ContextShard
+from specbatch.pack_manifest import Chunk, Manifest, PackId, object_key
 from specbatch.plan import Pack
 from specbatch.rundir import RunDir
-from specbatch.snapshot.folder import read_manifest, snapshot_path
+from specbatch.snapshot.manifest import read_manifest, snapshot_path
 from specbatch.snapshot.reading import read_tensors
-from specbatch.target import capture_contract, read_target
-from specbatch.training.buffers import PackRows, Part, within
-from specbatch.training.drafts.pack import Share, part_of
+from specbatch.target import read_target
+from specbatch.training.feed.buffers import PackRows, Part, within
 from specbatch.transfer.master import Master
 from specbatch.transfer.store import StoreClient, StoreError, checksum, usable_bytes
 
@@ -44,7 +45,7 @@ TIMES = ("seconds", "wait_s", "snapshot_s", "tokens_per_s")
 AGENT = """
 import logging, sys
 from pathlib import Path
-from specbatch.training.agent import main
+from specbatch.training.process.agent import main
 logging.basicConfig(level=logging.INFO, format="%(asctime)s agent %(message)s")
 main(Path(sys.argv[1]), int(sys.argv[2]))
 """
@@ -60,7 +61,7 @@ def make_config(target: Path, folder: Path, *, ranks: int = 2, samples: int = 66
         run=Run(dir=str(folder / "run"), seed=3, stall_timeout_s=60.0),
         target=Target(path=str(target)),
         data=Data(train=[str(data)], heldout=[str(heldout)], max_tokens=96, workers=1, cache_dir=str(folder / "cache")),
-        draft=Draft(ttt_steps=3, vocab_size=128),
+        draft=Eagle3Draft(ttt_steps=3, vocab_size=128),
         training=Training(
             ranks=ranks,
             threads=1,
@@ -95,7 +96,7 @@ def write_conversations(path: Path, count: int, seed: int = 0) -> None:
 
 @dataclass
 class Faults:
-    """What the producer does wrong."""
+    """Mistakes of the producer."""
 
     void: set[PackId] = field(default_factory=set)
     """Packs that it says it can't compute."""
@@ -105,7 +106,7 @@ class Faults:
     """Packs of which no object is what its manifest says, but for those that the first of two ranks that train a pack
     together reads."""
     nan: set[PackId] = field(default_factory=set)
-    """Packs with a row that is no number."""
+    """Packs with a row of NaN."""
 
 
 class Producer(threading.Thread):
@@ -176,10 +177,10 @@ class Producer(threading.Thread):
         return manifest
 
     def _first_reads(self, pack: PackId) -> Part:
-        """What the first of two ranks that train a pack together reads of it."""
+        """Return the rows that the first of two ranks reads of a shared pack."""
         rows = PackRows.of(self.stage.pack(pack), self.stage.corpus, self.stage.contract)
-        steps = self.stage.config.draft.ttt_steps
-        return part_of(torch.from_numpy(rows.loss_mask), rows.lengths, Share(0, 2), steps)
+        mask = torch.from_numpy(rows.loss_mask)
+        return self.stage.algorithm.share_rows(mask, rows.lengths, rows.samples, ContextShard(0, 2))
 
 
 class Stage:
@@ -195,7 +196,8 @@ class Stage:
         self.corpus = open_corpus(self.run_dir)
         self.plan = make_plan(config, self.corpus)
         self.steps = planned_steps(config, self.plan)
-        self.contract = capture_contract(config, read_target(config.target.path))
+        self.algorithm = algorithm_of(config, read_target(config.target.path))
+        self.contract = self.algorithm.contract
         dispatcher = Dispatcher(
             self.plan,
             steps=self.steps,
@@ -209,7 +211,7 @@ class Stage:
             dispatcher, keys, master.host, run=run, attempt=attempt,
             event=lambda event, /, **facts: None, remove_prefix=lambda prefix: None,
         )  # fmt: skip
-        self.rendezvous = Rendezvous(
+        self.rendezvous = ConnectionFile(
             run, attempt, master.host, master.rpc_port, master.metrics_port, self.server.port,
             keys.server_public, keys.client_public, keys.client_secret, keys.checksum_seed,
         )  # fmt: skip
@@ -264,12 +266,14 @@ class Stage:
         """The processes of the ranks, in their order."""
         assert self.agent is not None
         found = [
-            child for child in psutil.Process(self.agent.pid).children() if "specbatch.training.rank" in child.cmdline()
+            child
+            for child in psutil.Process(self.agent.pid).children()
+            if "specbatch.training.process.rank" in child.cmdline()
         ]
         return sorted(found, key=lambda child: int(child.environ()["RANK"]))
 
     def deaths(self) -> int:
-        """How often ranks died, whether or not they were started again."""
+        """Return the number of deaths of ranks, whether or not they were restarted."""
         return self.run_dir.component_log(self.attempt, "agent", 0).read_text().count("ranks died")
 
     def tell(self) -> str:
@@ -291,7 +295,7 @@ class Stage:
         return read_tensors(snapshot_path(self.run_dir.snapshots, step))
 
     def values(self, step: int) -> dict[str, Any]:
-        """All that is no tensor in a snapshot."""
+        """All values of a snapshot that are not tensors."""
         return read_manifest(snapshot_path(self.run_dir.snapshots, step)).values
 
 
@@ -303,7 +307,7 @@ def store_master(folder: Path) -> Iterator[Master]:
 
 
 def target_rows(corpus: Corpus, contract: CaptureContract, sample: int) -> dict[str, torch.Tensor]:
-    """What a target might have said: bfloat16 ``[rows, width]``."""
+    """Return states that a target might have computed: bfloat16 ``[rows, width]``."""
     result = {}
     for tensor, positions in contract.rows(corpus.sample(sample).loss_mask).items():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{sample} {tensor}".encode()))
@@ -313,7 +317,7 @@ def target_rows(corpus: Corpus, contract: CaptureContract, sample: int) -> dict[
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What must be the same in two runs."""
+    """Results that must be the same in two runs."""
     return [
         {k: without_times([v])[0] if k == "evaluation" else v for k, v in line.items() if k not in TIMES}
         for line in lines

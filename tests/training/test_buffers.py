@@ -1,4 +1,4 @@
-"""Where the rows of a pack lie, and what the draft gets to see of them."""
+"""The place of a pack's rows in memory, and the tensors that the draft gets."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import ctypes
 import numpy as np
 import torch
 
-from specbatch.capture import CaptureContract
+from specbatch.drafts.eagle3.contract import Eagle3Contract
 from specbatch.plan import Pack
-from specbatch.training.buffers import PackRows, empty_pack, make_buffers, only
+from specbatch.training.feed.buffers import PackRows, empty_pack, make_buffers, only
 from tests.training.test_steps import PaperCorpus
 
-CONTRACT = CaptureContract((0, 1, 2), hidden=4)
+CONTRACT = Eagle3Contract((0, 1, 2), hidden=4)
 PACK = Pack(0, 0, (3, 0, 5))
 
 
@@ -71,8 +71,8 @@ def test_tokens_and_masks_come_from_the_corpus() -> None:
 def test_a_void_pack_has_tensors_without_rows() -> None:
     empty = empty_pack(CONTRACT, torch.device("cpu"))
     assert empty.input_ids.shape == empty.loss_mask.shape == (0,)
-    assert empty.aux.shape == (0, 12)
-    assert empty.last.shape == (0, 4)
+    assert empty.rows["aux"].shape == (0, 12)
+    assert empty.rows["last"].shape == (0, 4)
     assert empty.lengths == ()
 
 

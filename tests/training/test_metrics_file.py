@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
-from specbatch.training.metrics_file import MetricsFile, last_step
+from specbatch.metrics_lines import last_step
+from specbatch.training.observers.metrics_file import MetricsFile
 
 
 def line(step: int) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What records steps: whatever becomes of the disk, training is told and goes on."""
+"""The recorder of steps: whatever happens to the disk, the error is reported and training continues."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from specbatch.drafts.pack import WHOLE, PackTensors
 from specbatch.plan import Pack
 from specbatch.snapshot.recording import recorded_steps, step_folder
-from specbatch.training.drafts.pack import WHOLE, PackTensors
-from specbatch.training.recorder import Recorder
+from specbatch.training.observers.recorder import Recorder
 
 Told = list[tuple[str, str]]
 
@@ -34,7 +34,8 @@ def recorder_of(folder: Path, told: Told, *, rank: int = 0, ranks: int = 1) -> R
 
 def train(recorder: Recorder, step: int) -> None:
     """A step of one pack, as the trainer shows it."""
-    tensors = PackTensors(torch.arange(9), torch.ones(9, dtype=torch.bool), (9,), torch.rand(8, 96), torch.rand(7, 32))
+    rows = {"aux": torch.rand(8, 96), "last": torch.rand(7, 32)}
+    tensors = PackTensors(torch.arange(9), torch.ones(9, dtype=torch.bool), (9,), rows)
     recorder.pack(Pack(0, step, (0,)), tensors, torch.rand(2, 3), {})
     recorder.step({"step": step})
 

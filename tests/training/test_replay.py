@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,14 @@ import torch
 
 from specbatch.cli import main
 from specbatch.errors import RunError, UserError
-from specbatch.replay import begin_anew, replay
+from specbatch.replay import replay
+from specbatch.run.from_recording import begin
 from specbatch.rundir import RunDir
 from specbatch.snapshot.inspect import inspect
 from specbatch.snapshot.recording import RecordedStep, recorded_steps
 from tests.training.stage import Stage, make_config, store_master
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.light, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +63,12 @@ def test_on_another_number_of_ranks_the_difference_is_told(run: RunDir) -> None:
     assert verdicts[0]["relative"] < 1e-6
 
 
-def test_a_new_draft_is_trained_on_what_was_recorded(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_new_draft_is_trained_on_what_was_recorded(run: RunDir, tmp_path: Path) -> None:
     out = tmp_path / "new"
     options = ["--source", "recording", "--run.dir", str(out), "--training.epochs", "2", "--training.ranks", "1"]
-    assert main(["replay", str(run.root), *options, "--training.learning_rate", "1e-2"]) == 0
-    assert capsys.readouterr().out.strip() == str(out / "export")
+    options += ["--run.stall_timeout_s", "300"]
+    command = [sys.executable, "-m", "specbatch", "replay", str(run.root), *options, "--training.learning_rate", "1e-2"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(out / "export")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
     recorded = [json.loads(line)["tokens"] for line in run.metrics.read_text().splitlines()[2:]]
@@ -79,8 +81,8 @@ def test_what_is_not_there_is_the_users_mistake(run: RunDir, tmp_path: Path) -> 
     for start, count, why in ((1, None, "no snapshot of step 1"), (6, 3, "2 recorded steps follow step 6")):
         with pytest.raises(UserError, match=why):
             replay(run, start, count)
-    with pytest.raises(UserError, match=r"draft\.aux_layers: what is recorded depends on it"):
-        begin_anew(run, RunDir(tmp_path / "x"), ["--draft.aux_layers", "[0, 1, 2]"])
+    with pytest.raises(UserError, match=r"draft\.aux_layers: the recordings depend on it"):
+        begin(run, RunDir(tmp_path / "x"), ["--draft.aux_layers", "[0, 1, 2]"])
 
 
 def test_a_damaged_recording_is_refused_by_name(run: RunDir) -> None:

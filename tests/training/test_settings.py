@@ -1,4 +1,4 @@
-"""What of a configuration becomes torchtitan's: parameter groups and learning rates, by torchtitan's own classes."""
+"""Translation of a configuration to torchtitan's: parameter groups and learning rates, by torchtitan's own classes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specbatch.config import Config, Data, Draft, Run, Target, Training
+from specbatch.config import Config, Data, Run, Target, Training
+from specbatch.drafts.base import algorithm_of
+from specbatch.drafts.eagle3.config import Eagle3Draft
 from specbatch.export import export
 from specbatch.target import read_target
 from specbatch.training import cpu
-from specbatch.training.drafts import files
 from tests.test_export import make_run
 
 from torchtitan.components.optimizer import OptimizersContainer  # isort: skip
@@ -26,7 +27,7 @@ STEPS = 20
 
 
 class CountedCorpus:
-    """What the model's shape needs of a corpus."""
+    """The part of a corpus that the model's shape needs."""
 
     tokenizer_size = 512
     loss_token_counts = np.arange(512)
@@ -38,7 +39,7 @@ def config(tiny_target: Path) -> Config:
         run=Run(dir="run"),
         target=Target(path=str(tiny_target)),
         data=Data(train=["conversations.jsonl"]),
-        draft=Draft(ttt_steps=2, vocab_size=100),
+        draft=Eagle3Draft(ttt_steps=2, vocab_size=100),
         training=Training(weight_decay=0.25, learning_rate=1.0, warmup_steps=4),
     )
 
@@ -46,7 +47,7 @@ def config(tiny_target: Path) -> Config:
 def built(config: Config) -> tuple[torch.nn.Module, OptimizersContainer]:
     """The draft on a CPU, and torchtitan's optimizer for it."""
     assert cpu.local_device().type == "cpu"
-    spec = model_spec(config, read_target(config.target.path), CountedCorpus())
+    spec = model_spec(config, algorithm_of(config, read_target(config.target.path)), CountedCorpus())
     model = spec.model.build()
     model.init_states()
     return model, optimizer(config, spec, gpu=False).build(model_parts=[model])
@@ -82,9 +83,10 @@ def test_a_frozen_head_is_not_optimized_and_a_trained_embedding_is(config: Confi
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_draft_that_is_there_already_is_where_training_begins(config: Config, tiny_target: Path, tmp_path: Path):
-    target, folder = read_target(tiny_target), export(make_run(tmp_path, tiny_target))
+    folder = export(make_run(tmp_path, tiny_target))
     config.draft = replace(config.draft, init_from=str(folder), intermediate_size=96)
-    spec = model_spec(config, target, CountedCorpus(), files("eagle3").read_published(config, target))
+    algorithm = algorithm_of(config, read_target(tiny_target))
+    spec = model_spec(config, algorithm, CountedCorpus(), algorithm.files.read_published())
     model = spec.model.build()
     model.init_states()
     stored, rows = load_file(folder / "model.safetensors"), model.draft_ids.tolist()

@@ -1,4 +1,4 @@
-"""Signals are heard whatever the main thread does, and nobody is left behind."""
+"""Signals are handled whatever the main thread does, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import time
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.light
 
 
 WATCHING = """
 import sys
-from specbatch.training.signals import watch
+from specbatch.training.process.signals import watch
 watch(lambda number, sender: print(number.name, sender, flush=True))
 print("ready", flush=True)
 sys.stdin.read()
 """
 LEAVING_A_CHILD = """
 import subprocess, sys
-child = "from specbatch.training.signals import die_with_parent; die_with_parent(); print('ready', flush=True); input()"
+child = "from specbatch.parent_death import die_with_parent; die_with_parent(); print('ready', flush=True); input()"
 subprocess.run([sys.executable, "-c", child])
 """
 

@@ -1,4 +1,4 @@
-"""What is known of a step beforehand."""
+"""Facts about a step that are known beforehand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from specbatch.config import Config, Data, Run, Target
+from specbatch.drafts.eagle3.algorithm import Eagle3
+from specbatch.drafts.eagle3.config import Eagle3Draft
 from specbatch.plan import Plan
-from specbatch.training.drafts.pack import supervised_counts
-from specbatch.training.steps import Steps
+from specbatch.training.feed.steps import Steps
 
 TTT_STEPS = 3
 
@@ -31,10 +33,17 @@ class PaperCorpus:
         return PaperSample(np.arange(length, dtype=np.int32), np.arange(length) >= length // 3)
 
 
+def algorithm(steps: int = TTT_STEPS) -> Eagle3:
+    """EAGLE-3, of which only what it says of masks is asked: that does not depend on the target."""
+    draft = Eagle3Draft(ttt_steps=steps, step_decay=0.5)
+    config = Config(run=Run(dir="run"), target=Target(path="t"), data=Data(train=["a.jsonl"]), draft=draft)
+    return Eagle3(config, None)  # type: ignore[arg-type]
+
+
 def steps_of(rank: int, ranks: int, samples: int = 21) -> Steps:
     corpus = PaperCorpus(samples)
     plan = Plan(corpus.lengths, seed=0, epochs=1, tokens_per_pack=12, packs_per_step=4)
-    return Steps(plan, corpus, lambda mask: supervised_counts(mask, TTT_STEPS), step_decay=0.5, rank=rank, ranks=ranks)
+    return Steps(plan, corpus, algorithm(), rank=rank, ranks=ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -54,8 +63,8 @@ def test_weights_make_sums_over_all_packs_a_mean_for_each_unrolled_step() -> Non
     corpus = PaperCorpus(21)
     masks = [corpus.sample(sample).loss_mask for pack in facts.packs for sample in pack.samples]
     for k in range(TTT_STEPS):
-        # Column i of step k learns token i + 2 + k, which has to be a loss token.
-        count = sum(int(mask[i + 2 + k]) for mask in masks for i in range(len(mask) - 2 - k))
+        # Column i of step k learns token i + 2 + k: all from i + 1 to that one have to be loss tokens.
+        count = sum(bool(mask[i + 1 : i + 3 + k].all()) for mask in masks for i in range(len(mask) - 2 - k))
         assert facts.counts[k] == count
         assert facts.weights[k] == pytest.approx(0.5**k / count)
 
@@ -63,6 +72,6 @@ def test_weights_make_sums_over_all_packs_a_mean_for_each_unrolled_step() -> Non
 def test_an_unrolled_step_with_nothing_to_learn_weighs_nothing() -> None:
     corpus = PaperCorpus(1)
     plan = Plan(corpus.lengths, seed=0, epochs=1, tokens_per_pack=12, packs_per_step=1)
-    steps = Steps(plan, corpus, lambda mask: supervised_counts(mask, 5), step_decay=0.5, rank=0, ranks=1)
+    steps = Steps(plan, corpus, algorithm(5), rank=0, ranks=1)
     assert steps.facts(1).counts.tolist() == [2, 1, 0, 0, 0]
     assert steps.facts(1).weights.tolist() == [0.5, 0.5, 0, 0, 0]

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,29 @@ import torch
 
 from specbatch.config import dump_config
 from specbatch.corpus import make_plan, open_corpus
-from specbatch.dispatch.engines import VOID_LOSSES
+from specbatch.dispatch.claims import VOID_LOSSES
 from specbatch.dispatch.messages import Phase
-from specbatch.manifest import PackId
+from specbatch.drafts.base import algorithm_of
+from specbatch.drafts.eagle3.model import Eagle3Module
+from specbatch.drafts.masks import Masks
+from specbatch.evaluation.replayed import accepted_counts
+from specbatch.pack_manifest import PackId
 from specbatch.plan import Pack, Plan
 from specbatch.replay import replay
 from specbatch.rundir import RunDir
-from specbatch.snapshot.folder import snapshots
-from specbatch.target import capture_contract, embedding, lm_head, read_target
-from specbatch.training.buffers import PackRows
-from specbatch.training.drafting import accepted_counts
-from specbatch.training.drafts.eagle3 import Eagle3
-from specbatch.training.drafts.eagle3_training import settings
-from specbatch.training.drafts.pack import supervised_counts
+from specbatch.snapshot.manifest import snapshots
+from specbatch.target import embedding, lm_head, read_target
+from specbatch.training.feed.buffers import PackRows
 from specbatch.transfer.master import Master
 from tests.training.stage import Stage, make_config, store_master, target_rows, without_times
+from tests.training.test_trackers import in_tensorboard, in_wandb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @dataclass
 class Outcome:
-    """What a run left."""
+    """The results of a run."""
 
     lines: list[dict[str, Any]]
     state: dict[str, torch.Tensor]
@@ -71,11 +72,12 @@ def stage_at(
     together: int = 1,
     attempt: int = 1,
     record: int = 0,
+    trackers: Sequence[str] = (),
 ) -> Stage:
     """A run of its own, all on the same conversations. All of the second rank's packs of step 2 are void."""
     config = make_config(target, folder, ranks=ranks)
     config.run.dir, config.training.context_parallel = str(folder / name), together
-    config.snapshot.record = record
+    config.snapshot.record, config.training.metrics = record, [*trackers]
     stage = Stage(config, master, attempt=attempt)
     stage.producer.faults.void = void_packs(stage.plan)
     return stage
@@ -181,27 +183,30 @@ def test_an_evaluation_is_what_its_snapshots_draft_gives(
     config.run.dir = str(folder / name)
     run_dir = RunDir(folder / name)
     corpus, target = open_corpus(run_dir), read_target(tiny_target)
-    plan, contract = make_plan(config, corpus), capture_contract(config, target)
-    draft = Eagle3(settings(config, target, corpus))
+    algorithm = algorithm_of(config, target)
+    plan, contract = make_plan(config, corpus), algorithm.contract
+    draft = Eagle3Module(algorithm.settings(corpus))
     draft.initialize(0, embedding(target), lm_head(target))
     draft.load_state_dict({parameter: found.state[parameter] for parameter in draft.state_dict()})
     sums, counts, accepted = torch.zeros(2, 3), np.zeros(3, dtype=int), np.zeros(4, dtype=int)
+    right = np.zeros(3, dtype=int)
     for pack in plan.heldout:
         for index in pack.samples:
             sample, rows = corpus.sample(index), PackRows.of(Pack(-1, 0, (index,)), corpus, contract)
             states = target_rows(corpus, contract, index)
-            result, proposed = draft.evaluate(
-                rows.tensors(states["aux"], states["last"], torch.device("cpu")), torch.ones(3)
-            )
+            result, proposed = draft.evaluate(rows.tensors(states, torch.device("cpu")), torch.ones(3))
             greedy = np.full(len(sample.input_ids), -1)
             for row, position in zip(states["last"], contract.rows(sample.loss_mask)["last"], strict=True):
                 greedy[position] = int((lm_head(target).float() @ row.float()).argmax())
             sums += result
-            counts += supervised_counts(sample.loss_mask, 3)
+            for k in range(3):
+                right[k] += sum(proposed[k, i] == greedy[i + k] >= 0 for i in range(len(greedy) - k))
+            counts += algorithm.counts(Masks.of([sample.loss_mask]))[:, 0]
             accepted += accepted_counts(proposed.numpy(), greedy, sample.loss_mask, 3)
     evaluation = found.lines[-1]["evaluation"]
     assert evaluation["losses"] == pytest.approx((sums[0].numpy() / counts).tolist(), rel=1e-5)
-    assert evaluation["accuracy"] == pytest.approx((sums[1].numpy() / counts).tolist())
+    assert evaluation["accuracy"] == pytest.approx((right / counts).tolist())
+    assert (right <= sums[1].numpy()).all(), "of the draft's vocabulary alone, as many or more are right"
     assert (evaluation["accepted"], evaluation["loss_tokens"]) == (accepted.tolist(), int(counts[0]))
 
 
@@ -259,9 +264,9 @@ def test_a_pack_that_one_of_its_ranks_can_not_get_trains_as_zero_on_all_of_them(
     assert [evaluation["packs"] for evaluation in evaluations] == [2, 2, 2]
     assert_close(found, replace(undisturbed, lines=[without_evaluation(line) for line in undisturbed.lines]))
     assert found.void == [heldout, *undisturbed.void]
-    assert f"void held-out pack={heldout[0]}.{heldout[1]} why=a rank that evaluates it too has not got it" in first
+    assert f"void held-out pack={heldout[0]}.{heldout[1]} why=another rank of its group lacks it" in first
     for epoch, index in undisturbed.void:
-        assert f"void pack={epoch}.{index} why=a rank that trains it too has not got it" in first
+        assert f"void pack={epoch}.{index} why=another rank of its group lacks it" in first
         assert f"void pack={epoch}.{index} why=lost {VOID_LOSSES} times" in second
     assert not re.search("lost (held-out )?pack=", first)
 
@@ -288,7 +293,7 @@ def assert_close(found: Outcome, other: Outcome) -> None:
 
 def test_a_killed_rank_changes_nothing(folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome) -> None:
     """Killed after step 5: both ranks go on from the snapshot of step 3, within the same attempt."""
-    with stage_at(folder, tiny_target, master, "killed") as stage:
+    with stage_at(folder, tiny_target, master, "killed", trackers=["tensorboard", "wandb"]) as stage:
         stage.producer.last_step = 5
         stage.reach(5)
         before = stage.ranks()
@@ -298,13 +303,18 @@ def test_a_killed_rank_changes_nothing(folder: Path, tiny_target: Path, master: 
         assert not any(rank.is_running() for rank in before)
         assert stage.deaths() == 1
         killed = outcome(stage)
+        trackers = stage.run_dir.trackers
     assert_same(killed, undisturbed)
+    assert in_tensorboard(trackers / "tensorboard") == [
+        (line["step"], pytest.approx(line["loss"])) for line in undisturbed.lines
+    ]
+    assert in_wandb(trackers / "wandb") == [line["step"] for line in undisturbed.lines]
 
 
 def test_a_signal_to_all_processes_ends_in_one_snapshot_and_changes_nothing(
     folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
 ) -> None:
-    """As Slurm warns: the agent and the ranks, which then must not be ended by the agent."""
+    """Signal the agent and the ranks, as Slurm does; the agent must not end the ranks then."""
     with stage_at(folder, tiny_target, master, "drained") as stage:
         stage.producer.last_step = 4
         stage.reach(4)
@@ -326,7 +336,7 @@ def test_a_signal_to_all_processes_ends_in_one_snapshot_and_changes_nothing(
 def test_ranks_that_die_of_the_last_snapshot_train_the_steps_before_it_again(
     folder: Path, tiny_target: Path, master: Master, undisturbed: Outcome
 ) -> None:
-    """Engines are told that all is trained only when it is on disk, so they are still there."""
+    """Engines hear that all is trained only when the snapshot is on disk, so they still exist."""
     with stage_at(folder, tiny_target, master, "last") as stage:
         stage.producer.last_step = stage.steps - 1
         stage.reach(stage.steps - 1)
@@ -361,7 +371,7 @@ def test_a_step_that_is_no_number_is_skipped_where_that_is_configured(
 
 
 def test_what_would_fail_again_is_not_tried_again(folder: Path, tiny_target: Path, master: Master) -> None:
-    """First a pack whose states are no numbers, then a snapshot of another training."""
+    """First a pack with states of NaN, then a snapshot of another training."""
     config = make_config(tiny_target, folder)
     config.run.dir = str(folder / "broken")
     with Stage(config, master) as stage:

@@ -16,7 +16,7 @@ from specbatch.transfer.store import StoreClient
 
 @dataclass(frozen=True)
 class Address:
-    """Of a master."""
+    """Address of a master."""
 
     master_port: int
     host: str = "127.0.0.1"

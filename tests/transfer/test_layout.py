@@ -1,10 +1,10 @@
-"""Which object goes where in memory."""
+"""The layout of objects in memory."""
 
 from __future__ import annotations
 
 import pytest
 
-from specbatch.manifest import Chunk, Manifest
+from specbatch.pack_manifest import Chunk, Manifest
 from specbatch.transfer.layout import Destination, reads
 
 WIDTHS = {"aux": 6, "last": 2}

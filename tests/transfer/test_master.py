@@ -14,7 +14,7 @@ import pytest
 from specbatch.errors import RunError
 from specbatch.transfer.master import Master
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.light
 
 
 def wait_until(condition, timeout_s: float = 10.0) -> bool:

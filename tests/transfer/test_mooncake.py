@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from specbatch.config import Store
-from specbatch.manifest import Chunk, Manifest, object_key
-from specbatch.transfer.fetch import Destination, Lost, read_pack, remove_pack
+from specbatch.pack_manifest import Chunk, Manifest, object_key
 from specbatch.transfer.master import Master
+from specbatch.transfer.pack_reader import Destination, PackLost, read_pack, remove_pack
 from specbatch.transfer.store import StoreClient, StoreFull, checksum
 from tests.transfer.owner import Address, owner
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.light
 
 MB = 1 << 20
 SEED = 0xFEDC_BA98_7654_3210
@@ -131,14 +131,14 @@ def test_rows_come_back_bit_for_bit_from_several_chunks(rows: Rows):
 
 def test_an_object_that_was_removed_is_lost(rows: Rows):
     rows.producer.remove([rows.key(rows.manifest.chunks[3])])
-    with pytest.raises(Lost, match=r"object ab/1/.*: it is not there"):
+    with pytest.raises(PackLost, match=r"object ab/1/.*: it is not there"):
         rows.read()
 
 
 def test_a_removed_pack_is_lost_and_removing_it_again_is_no_error(rows: Rows):
     remove_pack(rows.consumer, "ab", 1, rows.manifest)
     remove_pack(rows.consumer, "ab", 1, rows.manifest)
-    with pytest.raises(Lost, match="and 7 more"):
+    with pytest.raises(PackLost, match="and 7 more"):
         rows.read()
 
 
@@ -147,7 +147,7 @@ def test_an_object_overwritten_by_noise_of_the_same_length_is_lost(rows: Rows):
     rows.producer.remove([rows.key(chunk)])
     noise = torch.randint(0, 256, (part.nbytes,), dtype=torch.uint8)
     rows.producer.put([rows.key(chunk)], [noise.data_ptr()], [noise.nbytes])
-    with pytest.raises(Lost, match="its bytes are not those that were stored"):
+    with pytest.raises(PackLost, match="its bytes are not those that were stored"):
         rows.read()
 
 
@@ -157,7 +157,7 @@ def test_an_object_of_another_length_is_lost(rows: Rows, change: int, problem: s
     rows.producer.remove([rows.key(chunk)])
     noise = torch.zeros(part.nbytes + change, dtype=torch.uint8)
     rows.producer.put([rows.key(chunk)], [noise.data_ptr()], [noise.nbytes])
-    with pytest.raises(Lost, match=problem):
+    with pytest.raises(PackLost, match=problem):
         rows.read()
 
 
@@ -224,7 +224,7 @@ def test_what_lay_with_an_owner_that_was_killed_is_lost(
         other.process.kill()
         other.process.wait()
         begun = time.monotonic()
-        with pytest.raises(Lost):
+        with pytest.raises(PackLost):
             rows.read()
         assert time.monotonic() - begun < 25
     remove_pack(producer, "ab", 1, rows.manifest)

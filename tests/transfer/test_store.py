@@ -1,7 +1,8 @@
-"""What can be said of the store's client without a store; `test_mooncake.py` has the rest."""
+"""Tests of the store's client that need no store; `test_mooncake.py` has the rest."""
 
 from __future__ import annotations
 
+import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,19 @@ import pytest
 import torch
 import xxhash
 
-from specbatch.config import Store
+from specbatch.config import Store, load_config
 from specbatch.errors import UserError
 from specbatch.transfer import store as module
-from specbatch.transfer.store import StoreClient, StoreError, _batches, checksum, memory, own_address, usable_bytes
+from specbatch.transfer.store import (
+    StoreClient,
+    StoreError,
+    _batches,
+    checksum,
+    memory,
+    own_address,
+    store_of,
+    usable_bytes,
+)
 
 
 @dataclass
@@ -58,6 +68,26 @@ def test_rdma_needs_devices():
 def test_rdma_needs_devices_that_this_node_has():
     with pytest.raises(UserError, match=r"store\.devices: nosuch_0: this node has"):
         StoreClient(Address(), Store(protocol="rdma", devices="nosuch_0"))
+
+
+def test_rdma_needs_memory_that_may_be_pinned():
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, hard))
+        with pytest.raises(UserError, match=r"may pin 65536 bytes on this node .* less than the 16777216"):
+            module._check_memlock(16 << 20)
+        module._check_memlock(1 << 16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+
+
+def test_nodes_of_a_component_may_have_rdma_devices_of_other_names(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    path.write_text("run: {dir: run}\ntarget: {path: t}\ndata: {train: [a.jsonl]}\n")
+    config = load_config(path, ["--store.devices=mlx5_0", "--slurm.inference.devices=mlx5_2,mlx5_3"])
+    assert [store_of(config, name).devices for name in ("head", "inference", "training")] == [
+        "mlx5_0", "mlx5_2,mlx5_3", "mlx5_0",
+    ]  # fmt: skip
 
 
 def test_a_segment_below_mooncakes_minimum_is_refused():

@@ -1,4 +1,4 @@
-"""What ``specbatch status`` prints."""
+"""The output of ``specbatch status``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 import pytest
 
 from specbatch.cli import main
-from specbatch.launch.history import begin_attempt
-from specbatch.launch.marks import Mark, leave_mark
-from specbatch.launch.slurm.jobs import record_job
-from specbatch.registry import register
+from specbatch.known_runs import register
+from specbatch.run.attempts import begin_attempt
+from specbatch.run.exit_records import ExitRecord, write_exit_record
 from specbatch.rundir import RunDir, write_json
+from specbatch.slurm.jobs import record_job
 
 
 @pytest.fixture(autouse=True)
@@ -81,11 +81,12 @@ def test_where_there_are_no_runs_that_is_said(capsys):
 
 def test_one_run_is_told_in_detail(tmp_path, capsys):
     run = new_run(tmp_path / "runs" / "a")
-    leave_mark(run, 1, Mark("inference", 1, "it broke"))
+    write_exit_record(run, 1, ExitRecord("inference", 1, "it broke"))
+    (run.trackers / "wandb" / "offline-run-20260101_000000-ab").mkdir(parents=True)
     assert main(["status", "runs/a"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == ("runs/a: running, training, step 12 of 40, attempt 1, loss 2.500, 500 tokens/s, 0:00:56 to go")
-    assert lines[1:9] == [
+    assert lines[1:10] == [
         "  time      0:00:00 used; 0.0 node-hours in all",
         "  engines   1 of 2 ready, 2 ranks joined",
         "            engine-0-ab ready, 1 packs in work, 9 done, 5 tokens/s, heard 0 s ago",
@@ -94,8 +95,9 @@ def test_one_run_is_told_in_detail(tmp_path, capsys):
         "  waiting   rank 0 waits for pack 0.7",
         "  void      pack 0.3 was not trained: NaN",
         "  refused   2 peers, 1 requests: see SECURITY.md",
+        "  wandb     wandb sync runs/a/trackers/wandb/offline-run-*",
     ]
-    assert lines[9].startswith("  attempt   1: running, step 12, began ")
+    assert lines[10].startswith("  attempt   1: running, step 12, began ")
     assert main(["status", "runs/a", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["state"], told["head"]["ranks"], told["attempts"][0]["number"], told["failure"]) == (
@@ -108,7 +110,7 @@ def test_one_run_is_told_in_detail(tmp_path, capsys):
 
 def test_a_failed_run_tells_the_end_of_the_right_log_and_how_to_go_on(tmp_path, capsys):
     run = new_run(tmp_path / "my run", state="failed", why="inference: out of memory")
-    leave_mark(run, 1, Mark("inference", 0, "out of memory"))
+    write_exit_record(run, 1, ExitRecord("inference", 0, "out of memory"))
     log = run.component_log(1, "inference", 0)
     log.parent.mkdir(parents=True)
     log.write_text("first\nlast words\n")
@@ -123,7 +125,7 @@ def test_a_failed_run_tells_the_end_of_the_right_log_and_how_to_go_on(tmp_path, 
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.light
 def test_watching_goes_on_until_ctrl_c(tmp_path):
     run = new_run(tmp_path / "runs" / "a")
     watch = subprocess.Popen(
@@ -151,8 +153,6 @@ def test_a_status_without_slurms_answer_says_so(tmp_path, capsys, monkeypatch):
     assert main(["status"]) == 0
     assert time.monotonic() - began < 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == (
-        "Slurm gave no answer (squeue: there is no such command on this machine): this is what the runs' own files say"
-    )
+    assert last == ("Slurm gave no answer (squeue: not found on this machine): this is what the runs' own files say")
     assert main(["status", "--json"]) == 0
-    assert "no such command" in json.loads(capsys.readouterr().out)["slurm"]
+    assert "not found" in json.loads(capsys.readouterr().out)["slurm"]

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""How many packs a second the dispatcher carries from claim to trained, alone and through its server.
+"""Measures the packs per second that the dispatcher carries from claim to trained, alone and through its server.
 
     tools/bench/dispatch.py --packs 40000 --batch 64
 
-Every pack is claimed, reported as stored with its manifest, waited for by its rank, and trained. Through the
-server, each engine and each rank is a process of its own with the real client, over encrypted loopback sockets;
-the server's process has one core where there are two. On a machine with other work, look at the figures per
-second of processor time. The last line is JSON.
+Every pack is claimed, reported as stored with its manifest, waited for by its rank, and trained. Through the server,
+each engine and each rank is a separate process with the real client, over encrypted loopback sockets; the server's
+process has one core if there are two. On a machine with other load, use the figures per second of processor time. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import time
 import numpy as np
 
 from specbatch.dispatch.client import Client
+from specbatch.dispatch.connection_file import ConnectionFile, Keys
+from specbatch.dispatch.dispatcher import Dispatcher
 from specbatch.dispatch.messages import Begin, Claim, Join, Phase, Stored, Trained, Wait
-from specbatch.dispatch.rendezvous import Keys, Rendezvous
 from specbatch.dispatch.server import Server
-from specbatch.dispatch.state import Dispatcher
-from specbatch.manifest import Chunk, Manifest, PackId
+from specbatch.pack_manifest import Chunk, Manifest, PackId
 from specbatch.plan import Plan
 
 RANKS = 2
@@ -35,7 +35,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def make_plan(packs: int, packs_per_step: int) -> Plan:
-    """Packs of equal samples, and only whole steps."""
+    """Make a plan with packs of equal samples and only full steps."""
     lengths = np.full(packs * SAMPLES_PER_PACK, 512)
     return Plan(lengths, seed=0, epochs=1, tokens_per_pack=512 * SAMPLES_PER_PACK, packs_per_step=packs_per_step)
 
@@ -46,7 +46,7 @@ def make_dispatcher(plan: Plan) -> Dispatcher:
 
 
 def segment_bytes(plan: Plan) -> int:
-    """Room for four steps."""
+    """Return the bytes of a segment with room for four steps."""
     return 4 * plan.packs_per_step * SAMPLES_PER_PACK * CHUNKS_PER_SAMPLE * CHUNK_BYTES // RANKS
 
 
@@ -60,7 +60,7 @@ def manifest(claim: int, pack: PackId) -> Manifest:
 
 
 def alone(plan: Plan, batch: int) -> tuple[float, float]:
-    """Packs a second of the state machine: of time, and of processor time."""
+    """Return packs per second of the state machine: by time, and by processor time."""
     dispatcher = make_dispatcher(plan)
     packs_of = {step: plan.assign(step, RANKS) for step in range(1, plan.steps + 1)}
     begun, used = time.perf_counter(), time.process_time()
@@ -82,8 +82,8 @@ def alone(plan: Plan, batch: int) -> tuple[float, float]:
     return carried / seconds, carried / used
 
 
-def engine(name: str, rendezvous: Rendezvous, batch: int, cores: set[int]) -> None:
-    """A process that claims and reports."""
+def engine(name: str, rendezvous: ConnectionFile, batch: int, cores: set[int]) -> None:
+    """Run in a process: claim packs and report them as stored."""
     os.sched_setaffinity(0, cores)
     client = Client(rendezvous)
     while (claims := client.claim(name, batch)).phase is Phase.WORK:
@@ -92,8 +92,8 @@ def engine(name: str, rendezvous: Rendezvous, batch: int, cores: set[int]) -> No
     client.close()
 
 
-def rank(number: int, rendezvous: Rendezvous, packs: int, packs_per_step: int, cores: set[int]) -> None:
-    """A process that trains in no time."""
+def rank(number: int, rendezvous: ConnectionFile, packs: int, packs_per_step: int, cores: set[int]) -> None:
+    """Run in a process: take packs as a rank, and report steps as trained at once."""
     os.sched_setaffinity(0, cores)
     client, plan = Client(rendezvous), make_plan(packs, packs_per_step)
     client.join(number, RANKS, f"segment-{number}", segment_bytes(plan), 0)
@@ -108,7 +108,7 @@ def rank(number: int, rendezvous: Rendezvous, packs: int, packs_per_step: int, c
 
 
 def through_the_server(packs: int, packs_per_step: int, batch: int, engines: int) -> tuple[float, float]:
-    """Packs a second of time, and of the server's processor time."""
+    """Return packs per second, by time and by the server's processor time."""
     plan, keys = make_plan(packs, packs_per_step), Keys.new()
     events: list[str] = []
     server = Server(
@@ -120,7 +120,7 @@ def through_the_server(packs: int, packs_per_step: int, batch: int, engines: int
         event=lambda event, /, **facts: events.append(event),
         remove_prefix=lambda prefix: 0,
     )
-    rendezvous = Rendezvous(
+    rendezvous = ConnectionFile(
         run="ab",
         attempt=1,
         host="127.0.0.1",

@@ -1,8 +1,8 @@
-"""Bytes that a computation holds at its peak, counted on tensors that have shapes and dtypes but no values.
+"""Counts the peak bytes of a computation, on tensors that have shapes and dtypes but no values.
 
-On torch's meta device nothing is computed and no memory is taken, so that a step of any size can be counted on any
-machine. What is counted is what tensors occupy: not what a CUDA context, kernels or an allocator's gaps take. Functions
-that a GPU runs compiled are counted as written, with each value that they make in between: somewhat too much.
+On torch's meta device nothing is computed and no memory is allocated, so a step of any size can be counted on any
+machine. Only the size of tensors is counted, not a CUDA context, kernels or the allocator's fragmentation. Functions
+that a GPU runs compiled are counted as written, including their intermediate values, which is somewhat too much.
 """
 
 from __future__ import annotations
@@ -17,44 +17,54 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from specbatch.training import blockwise, flex
-from specbatch.training.attention import Own, Sight
-from specbatch.training.memory import step_bytes
-from tools.bench.step_case import make_case, predicted_bytes
+from specbatch.drafts.attention import OwnKeys, PrefixMask, cpu, gpu
+from tools.bench import block_case, step_case
+from tools.bench.prediction import predicted_bytes
 
 
-def held(options: argparse.Namespace, *, own_embedding: bool = False) -> dict[str, float | str]:
-    """Count what tensors occupy, where none has values.
+def held(options: argparse.Namespace, **switches: bool) -> dict[str, float | str]:
+    """Count the bytes of tensors without values.
 
     Args:
-        own_embedding: as of `make_case`.
+        switches: as for `step_case.make_case`.
     """
     device, dtype = torch.device("meta"), getattr(torch, options.dtype or "bfloat16")
-    case = make_case(options, device, dtype, own_embedding=own_embedding)
+    make_case = block_case.make_case if options.algorithm == "dflash" else step_case.make_case
+    case = make_case(options, device, dtype, **switches)
+    return {
+        "shape": options.shape, "tokens": options.tokens, "loss_share": case.pack.loss_mask.float().mean().item(),
+        "draft_vocab": len(case.draft.target_head), "recompute": options.recompute,
+        "dtype": str(dtype).removeprefix("torch."), "peak_bytes": step_peak(case, device),
+        "predicted_bytes": predicted_bytes(case), "pack_bytes": case.parts["pack"],
+    }  # fmt: skip
+
+
+def step_peak(case: step_case.Case | block_case.Case, device: torch.device) -> int:
+    """Return the peak bytes of a device's tensors in a step, besides weights and the pack."""
     draft, pack = case.draft, case.pack
-    given = [*draft.parameters(), draft.draft_ids, draft.target_head, pack.input_ids, pack.aux, pack.last, case.weights]
+    given = [
+        *draft.parameters(), *draft.buffers(), draft.target_head, pack.input_ids, pack.loss_mask, *pack.rows.values(),
+        case.weights, *(x for both in case.states for x in both),
+    ]  # fmt: skip
     if draft.embedding is not None:
         given.append(draft.embedding)
-    kept, blockwise.attend = blockwise.attend, attend
+    kept = cpu.attend
+    if device.type == "meta":
+        cpu.attend = attend
     try:
         with Held(device, given) as seen:
             draft(pack, case.weights)[0].sum().backward()
     finally:
-        blockwise.attend = kept
-    return {
-        "shape": options.shape, "tokens": options.tokens, "loss_share": pack.loss_mask.float().mean().item(),
-        "draft_vocab": case.shape.draft_vocab, "recompute": options.recompute,
-        "dtype": str(dtype).removeprefix("torch."), "peak_bytes": seen.peak, "predicted_bytes": predicted_bytes(case),
-        "pack_bytes": step_bytes(case.shape, case.work)["pack"],
-    }  # fmt: skip
+        cpu.attend = kept
+    return seen.peak
 
 
 class Held(TorchDispatchMode):
-    """Counts while it is entered.
+    """Counts the bytes of tensors while it is entered.
 
     Args:
-        device: whose tensors count.
-        given: tensors that are there before, and do not count.
+        device: device whose tensors count.
+        given: existing tensors, which do not count.
     """
 
     def __init__(self, device: torch.device, given: Iterable[Tensor]) -> None:
@@ -67,7 +77,7 @@ class Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        # Without values in it the sum is there already; torch 2.11 would take the dtype for `beta`.
+        # Without values, `out` already is the sum; torch 2.11 would treat the dtype as `beta`.
         result = kwargs["out"] if func is torch.ops.aten.addmm.dtype_out else func(*args, **kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.device.type == self._device.type:
@@ -88,13 +98,13 @@ class Held(TorchDispatchMode):
         self.now -= self._sizes.pop(name)
 
 
-def attend(q_NHD: Tensor, k_RGD: Tensor, v_RGD: Tensor, own: Sequence[Own], sight: Sight) -> Tensor:
-    """The attention of a GPU, as far as it occupies memory."""
-    return flex.attend(q_NHD, k_RGD, v_RGD, own, sight, prefix=lambda q, k, v, _: Prefix.apply(q, k, v))
+def attend(q_NHD: Tensor, k_RGD: Tensor, v_RGD: Tensor, own: Sequence[OwnKeys], sight: PrefixMask) -> Tensor:
+    """Allocate the same tensors as attention on a GPU."""
+    return gpu.attend(q_NHD, k_RGD, v_RGD, own, sight, prefix=lambda q, k, v, _: Prefix.apply(q, k, v))
 
 
 class Prefix(torch.autograd.Function):
-    """What FlexAttention makes and keeps: the output, its log-sum-exp, and gradients; and no scores."""
+    """Allocates what FlexAttention keeps: output, log-sum-exp and gradients, but no scores."""
 
     @staticmethod
     def forward(ctx, q_NHD: Tensor, k_RGD: Tensor, v_RGD: Tensor):

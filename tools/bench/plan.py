@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What ``specbatch plan`` says of a run that is over, beside what it took.
+"""Compares the estimates of ``specbatch plan`` for a finished run with what it took.
 
     tools/quickstart && tools/bench/plan.py runs/quickstart
 
-Rates are those that the run itself shows, or another of the same layout (--like): what is compared is the model of who
-works when and of what each step costs. The first step is left out on both sides: it pays for what is set up once. The
-last line is JSON; the exit code is 1 if the two are further apart than --within.
+Rates come from the run itself, or from another of the same layout (--like), so the comparison tests the model of the
+pipeline and of each step's cost. The first step, which includes one-time costs, is left out on both sides. The last
+line is JSON; the exit code is 1 if the two are further apart than --within.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ def main() -> int:
 
 def compare(run: Path, like: Path) -> dict[str, Any]:
     """Plan a run from the rates of another, and read what it took."""
-    from specbatch.budget import Known, budget
     from specbatch.config import load_config
+    from specbatch.metrics_lines import read_metrics
+    from specbatch.planning import Known, budget
     from specbatch.rundir import RunDir
 
     run_dir = RunDir(run)
     planned = budget(load_config(run_dir.config), Known(like=like))
     work, times = planned.work, planned.times
-    rows = {row["step"]: row for row in map(json.loads, run_dir.metrics.read_text(encoding="utf-8").splitlines())}
+    rows = {row.step: row for row in read_metrics(run_dir.metrics)}
     if len(rows) != work.steps:
         raise SystemExit(f"{run}: {len(rows)} of {work.steps} steps are trained")
-    tokens = sum(row["tokens"] for row in rows.values())
+    tokens = sum(row.tokens for row in rows.values())
     timed = [row for step, row in rows.items() if step > 1]
-    took_s = sum(row["seconds"] for row in timed) * tokens / sum(row["tokens"] for row in timed)
-    took_s += sum(row["evaluation"]["seconds"] for row in rows.values() if "evaluation" in row)
+    took_s = sum(row.seconds for row in timed) * tokens / sum(row.tokens for row in timed)
+    took_s += sum(row.evaluation["seconds"] for row in rows.values() if row.evaluation)
     planned_s = times.total_s - times.fill_s
     return {
         "steps": work.steps,

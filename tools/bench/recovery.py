@@ -3,10 +3,10 @@
 
     python tools/bench/recovery.py RUN
 
-One line an attempt. DRAIN: from what ended the attempt before (the signal, or the last sign of life) to the end of its
-head. QUEUE: until the next one began, which is Slurm's affair; for the first attempt from its submission. LOAD: from an
-engine's first word to the first pack that it stored: processes, model, first batch. TOTAL: all of it until the first
-step that had not been trained before. OWN: the total without the queue and the load.
+One line per attempt. DRAIN: from what ended the previous attempt (the signal, or the last sign of life) to the end of
+its head. QUEUE: until the next one began, which depends on Slurm; for the first attempt, from its submission. LOAD:
+from an engine's first report to the first pack that it stored: processes, model, first batch. TOTAL: all of it until
+the first step that had not been trained before. OWN: the total without queue and load.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specbatch.launch.history import last_status, read_attempt
-from specbatch.launch.slurm.jobs import read_jobs
+from specbatch.metrics_lines import whole_lines
+from specbatch.run.attempts import last_status, read_attempt
 from specbatch.rundir import RunDir
+from specbatch.slurm.jobs import read_jobs
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How an attempt came to its first new step; in seconds."""
+    """Seconds until an attempt's first new step."""
 
     attempt: int
     cause: str
@@ -36,7 +37,7 @@ class Recovery:
 
     @property
     def own_s(self) -> float:
-        """Without the queue and the load of the model."""
+        """Seconds without the queue and the load of the model."""
         return self.total_s - self.queue_s - self.load_s
 
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def recoveries(run_dir: RunDir) -> list[Recovery]:
-    """One for each attempt that trained a step which none before had trained."""
+    """Return one for each attempt that trained a new step."""
     found, reached = [], 0
     for number in run_dir.attempts():
         attempt, events = read_attempt(run_dir, number), read_events(run_dir, number)
@@ -69,7 +70,7 @@ def recoveries(run_dir: RunDir) -> list[Recovery]:
 
 
 def end_before(run_dir: RunDir, number: int, job: int, began: float) -> tuple[float, float, str]:
-    """When an attempt's predecessor was interrupted, when its head ended, and why; the first's is its submission."""
+    """Return when the previous attempt was interrupted, when its head ended, and why; for the first, its submission."""
     before = [other for other in run_dir.attempts() if other < number and run_dir.events(other).exists()]
     if not before:
         submitted = next((each.submitted for each in read_jobs(run_dir, "run") if each.id == job), began)
@@ -79,18 +80,17 @@ def end_before(run_dir: RunDir, number: int, job: int, began: float) -> tuple[fl
     if drained and status is not None:
         struck = seconds(drained[0])
         # A head that was cut off has not written since.
-        return struck, max(struck, seconds({"time": status["updated"]})), status["why"] or drained[0]["why"]
+        return struck, max(struck, seconds({"time": status.updated})), status.why or drained[0]["why"]
     return seconds(events[-1]), seconds(events[-1]), "its head was lost"
 
 
 def read_events(run_dir: RunDir, attempt: int) -> list[dict[str, Any]]:
-    """Of an attempt; none if its head never got so far. The last line of one that was killed may be cut off."""
-    path = run_dir.events(attempt)
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    """Return the events of an attempt; none if its head did not get that far."""
+    return [json.loads(line) for line in whole_lines(run_dir.events(attempt))]
 
 
 def seconds(event: dict[str, Any]) -> float:
-    """Since 1970."""
+    """Return the time of an event in seconds since 1970."""
     return datetime.datetime.fromisoformat(event["time"]).timestamp()
 
 

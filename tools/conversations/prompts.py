@@ -1,6 +1,6 @@
-"""Prompts for the quickstart: which texts of two free collections are fit to be asked, and no two of them alike.
+"""Chooses prompts for the quickstart: suitable texts of two free collections, without similar ones.
 
-Everything is a function of the collections alone, so that the same packages give the same prompts.
+The result depends only on the collections, so the same packages give the same prompts.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ TOPICS = (
     *("ai", "botprofile", "computers", "conversations", "emotion", "food", "greetings", "health", "history", "humor"),
     *("literature", "money", "movies", "science", "tech_support", "trivia"),
 )
-"""Of chatterbot-corpus. Not coding: this target writes endless programs; not those that insult or quarrel."""
+"""Topics of chatterbot-corpus, without coding, since this target writes endless programs, and offensive ones."""
 COMMON = 50
-"""A question out of a talk has only words that occur so often in the collection: no names, handles, mistypings."""
+"""Least number of occurrences of every word of a dialogue's question, which excludes names, handles and typos."""
 SIMILAR = 0.6
-"""Two prompts are alike if they share so large a part of their words, as sets, and are no further apart."""
+"""Share of common words, as sets, above which two prompts count as similar."""
 
 QUESTION = re.compile(
     r"(are|can|could|did|do|does|has|have|how|if|in|is|should|was|were|what|what's|when|where|which|who|why|will|would)\b"
 )
-"""How a question begins that makes sense without the talk before it."""
+"""Beginnings of questions that make sense without the preceding dialogue."""
 CONTACT = re.compile(r"@|www|https?:|\.com\b|\d{4,}|[<>{}\[\]|\\^~*_=#]")
-"""Addresses, numbers long enough to be somebody's, and what is no plain text."""
+"""Matches addresses, numbers long enough to be private, and text that is not plain."""
 ALLUSION = re.compile(
     r"\b(that|those|these|this|them|they|he|she|her|his|him|it|its|u|ur|lol|haha\w*|eve|byu|else|here|there|ya|ok|so"
     r"|both|one|ones|today|tomorrow|tonight|yesterday|major|semester|class|classes|finals|prompt|challenge)\b"
 )
-"""Words that point at something said before, or that only the collection's own people would understand."""
+"""Words that refer to something said before, or that only the collection's own people would understand."""
 UNWANTED = re.compile(
     r"\b(abort|abus|alcohol|amish|atheis|beer|bitch|bomb|bible|booze|bullsh|catholic|christ|church|cocaine|communis|cock|crap"
     r"|cunt|damn|dead|death|democrat|depress|dick|die\b|dies\b|died|drug|drunk|dumb|fag|fat\b|feminis|fuck|gay|genocid|god\b"
@@ -47,11 +47,11 @@ UNWANTED = re.compile(
     r"|sex|shit|shoot|shot\b|slave|slut|smok|stab|stalin|stupid|suck|suicid|terror|terrori|torture|transgender|trump|ugly"
     r"|vagina|violen|virgin|vodka|war\b|weapon|weed|whisk|whore|wine)\w*"
 )
-"""Stems of what a first example should not be about: the offensive, and what people quarrel over."""
+"""Stems of words that a first example should avoid: offensive and controversial topics."""
 
 
 def clean(text: str) -> str | None:
-    """The text as a prompt, or None if it is not fit for one."""
+    """Return the text as a prompt, or None if it is unsuitable."""
     text = " ".join(text.replace("’", "'").split())
     if not SHORTEST <= len(text) <= LONGEST or not text.isascii() or CONTACT.search(text):
         return None
@@ -61,7 +61,7 @@ def clean(text: str) -> str | None:
 
 
 def stands_alone(text: str) -> bool:
-    """Whether a line taken out of a talk is a question that can be asked at its beginning and names nobody."""
+    """Return whether a line of a dialogue is a question that can begin a conversation and names no person."""
     if not QUESTION.match(text.lower()) or not text.endswith("?") or text.count("?") > 1:
         return False
     if ALLUSION.search(text.lower()) or len(text.split()) < 5:
@@ -71,7 +71,7 @@ def stands_alone(text: str) -> bool:
 
 
 def chatterbot(wheel: Path) -> Iterator[str]:
-    """What is asked in the English part of chatterbot-corpus."""
+    """Yield the questions in the English part of chatterbot-corpus."""
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if re.fullmatch(rf"chatterbot_corpus/data/english/({'|'.join(TOPICS)})\.yml", name):
@@ -80,7 +80,7 @@ def chatterbot(wheel: Path) -> Iterator[str]:
 
 
 def chitchat(wheel: Path) -> Iterator[str]:
-    """The themes and the questions of chitchat-dataset that can be asked without the talk around them."""
+    """Yield the topics and questions of chitchat-dataset that make sense without their dialogue."""
     with zipfile.ZipFile(wheel) as archive:
         conversations = json.loads(archive.read("chitchat_dataset/dataset.json"))
     lines = []
@@ -94,12 +94,12 @@ def chitchat(wheel: Path) -> Iterator[str]:
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text, without case and punctuation."""
+    """Return the words of a text, without case and punctuation."""
     return frozenset(re.findall(r"[a-z0-9']+", text.lower()))
 
 
 def unlike(prompts: Iterable[str]) -> list[str]:
-    """Those prompts that are like none before them in the order given."""
+    """Return the prompts that are not similar to an earlier one."""
     kept: list[frozenset[str]] = []
     holders: dict[str, list[int]] = defaultdict(list)
     result = []
@@ -119,14 +119,14 @@ def unlike(prompts: Iterable[str]) -> list[str]:
 
 
 def select(chatterbot_wheel: Path, chitchat_wheel: Path, count: int, seed: int = 0) -> list[str]:
-    """`count` prompts, no two alike, in an order that is random but always the same.
+    """Return ``count`` prompts, no two of them similar, in a fixed random order.
 
     Raises:
-        ValueError: the collections do not hold as many.
+        ValueError: the collections do not have as many.
     """
     candidates = [*chatterbot(chatterbot_wheel), *chitchat(chitchat_wheel)]
     fit = unlike(prompt for text in candidates if (prompt := clean(text)) is not None)
     if len(fit) < count:
-        raise ValueError(f"{count} prompts were asked for; there are {len(fit)}")
+        raise ValueError(f"{count} prompts were requested, but there are only {len(fit)}")
     random.Random(seed).shuffle(fit)
     return fit[:count]

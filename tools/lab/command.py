@@ -18,7 +18,7 @@ FOLDER = Path(os.environ.get("SLURMLAB_DIR", "/var/lib/slurmlab"))
 
 
 def up(lab: Lab, arguments: argparse.Namespace) -> None:
-    """start a cluster; does nothing where it is up"""
+    """start a cluster, unless it is up"""
     begun = time.monotonic()
     settings = dict(setting.split("=", 1) for setting in arguments.set)
     new = lab.up(
@@ -50,7 +50,7 @@ def status(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def env(lab: Lab, arguments: argparse.Namespace) -> None:
-    """print what a root shell exports: sbatch, squeue and the others then work on this cluster"""
+    """print exports for a root shell, with which sbatch, squeue and the others work on this cluster"""
     print(f"export SLURM_CONF={lab.folder}/slurm.conf SLURMLAB_DIR={lab.folder}")
 
 
@@ -72,7 +72,7 @@ def kill_node(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def cut_node(lab: Lab, arguments: argparse.Namespace) -> None:
-    """network loss: their processes go on, unreachable"""
+    """network loss: their processes keep running, unreachable"""
     lab.cut_node(*arguments.names)
 
 
@@ -82,7 +82,7 @@ def restore_node(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def preempt(lab: Lab, arguments: argparse.Namespace) -> None:
-    """submit a job of partition high that takes nodes; prints its id"""
+    """submit a job of partition high that preempts others; prints its id"""
     print(lab.preempt(*arguments.names, nodes=arguments.nodes, seconds=arguments.seconds))
 
 
@@ -94,7 +94,7 @@ def conf(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Parse the command line and do what it says."""
+    """Parse the command line and run the command."""
     arguments = _parser().parse_args()
     try:
         arguments.function(Lab(FOLDER), arguments)
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     added["up"].add_argument("--no-accounting", action="store_true", help="no MariaDB, no slurmdbd, no sacct")
     added["up"].add_argument("--grace-s", type=int, default=10, help="GraceTime of the partitions that warn")
     added["up"].add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of slurm.conf")
-    share = "a path that jobs shall reach though a directory above it is private; this repository always is"
+    share = "a path that jobs can reach although a directory above it is private; this repository always is"
     added["up"].add_argument("--share", action="append", default=[], type=Path, metavar="PATH", help=share)
     for name in ("kill-node", "cut-node", "restore-node"):
         added[name].add_argument("names", nargs="+")

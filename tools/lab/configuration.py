@@ -7,18 +7,18 @@ from pathlib import Path
 from tools.lab.state import CLUSTER, CONTROLLER, USER, State
 
 CPUS, MEMORY_MB, GPUS = 8, 16000, 4
-"""Pretended, per node."""
+"""Simulated resources per node."""
 FREEZER = Path("/sys/fs/cgroup/freezer")
-"""Where it is there, Slurm tracks processes by cgroup, as real clusters do; elsewhere by parent."""
+"""If this exists, Slurm tracks processes by cgroup, as real clusters do; otherwise by parent."""
 
 
 def tracks_by_cgroup() -> bool:
-    """Whether what a job has orphaned is found by Slurm itself."""
+    """Return whether Slurm itself finds a job's orphaned processes."""
     return FREEZER.is_dir()
 
 
 def write_configuration(state: State) -> None:
-    """Write all of them, from the state alone."""
+    """Write all files, from the state alone."""
     folder = state.folder
     machines = ["login", CONTROLLER, *state.names]
     hosts = "".join(f"{state.address(name)} {name}\n" for name in machines)
@@ -89,7 +89,7 @@ def _settings(state: State) -> list[str]:
         "InactiveLimit": "0",
         "MinJobAge": "300",
         "CompleteWait": "0",
-        # Two clusters share the cgroups of this machine: their jobs' ids shall differ.
+        # Two clusters share the cgroups of this machine, so their job ids must differ.
         "FirstJobId": str((state.net - 1) * 100000 + 1),
     }
     settings |= (accounting if state.accounting else {}) | state.slurm

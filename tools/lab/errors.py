@@ -1,5 +1,5 @@
-"""What goes wrong with a cluster, told in one line."""
+"""Errors of a cluster, with a one-line message."""
 
 
 class LabError(Exception):
-    """The cluster can't do what was asked."""
+    """The cluster can't do what was requested."""

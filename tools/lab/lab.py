@@ -1,4 +1,4 @@
-"""A cluster and what can be done with it: everything that the command `slurmlab` does, for tests to call."""
+"""A cluster and its operations: everything that the command `slurmlab` does, for use in tests."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from tools.lab.state import CONTROLLER, USER, State
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare", "setpriv", "pkill")
 ACCOUNTING_COMMANDS = ("slurmdbd", "mariadbd", "mariadb-install-db")
+SOCKET_CHARACTERS = 107
+"""Longest path of a Unix socket."""
 IN_SERVICE = ("idle", "mixed", "allocated", "completing", "planned", "reserved")
 
 
 class Lab:
-    """A cluster, known by the folder that holds its state. Two folders are two clusters, side by side."""
+    """A cluster, identified by the folder with its state. Different folders are independent clusters."""
 
     def __init__(self, folder: Path, *, tied: bool = False) -> None:
         """
@@ -36,7 +38,7 @@ class Lab:
 
     @property
     def state(self) -> State:
-        """The cluster as it was left by the last command; raises `LabError` if there is none."""
+        """The cluster as the last command left it; raises `LabError` if there is none."""
         return State.load(self.folder)
 
     # -- its life ----------------------------------------------------------------------------------------------------
@@ -50,17 +52,17 @@ class Lab:
         slurm: dict[str, str] | None = None,
         shared: list[Path] | None = None,
     ) -> bool:
-        """Start the cluster and wait until its nodes are idle. What is dead is removed before.
+        """Start the cluster and wait until its nodes are idle, after removing the remains of a dead one.
 
         Args:
             accounting: with database, slurmdbd and enforced associations; without, it starts in a third of the time.
-            grace_s: how long the warned partitions wait between the signal and the end.
+            grace_s: seconds between signal and end in the partitions that warn.
             slurm: further settings of slurm.conf.
-            shared: paths that the user and the jobs shall reach, though a directory above them may be private. This
+            shared: paths that the user and the jobs can reach, although a directory above them may be private. This
                 repository and its interpreter always are.
 
         Returns:
-            False if it was up already.
+            False if it was already up.
 
         Raises:
             LabError: it can't be started here; nothing is left of it.
@@ -84,7 +86,7 @@ class Lab:
         return True
 
     def down(self) -> None:
-        """Stop the cluster and remove all of it, its folder included. Does nothing where there is none."""
+        """Stop the cluster and remove all of it, including its folder. Do nothing if there is none."""
         if not (self.folder / "lab.json").exists():
             return
         state = self.state
@@ -97,7 +99,7 @@ class Lab:
         shutil.rmtree(self.folder)
 
     def dead(self) -> list[str]:
-        """What should run and does not."""
+        """Return the names of processes that should run but do not."""
         state = self.state
         expected = [machines.SWITCH, "munge", CONTROLLER, *state.names]
         return [name for name in expected if name not in state.processes or not state.processes[name].alive()]
@@ -105,24 +107,24 @@ class Lab:
     # -- what happens to nodes ---------------------------------------------------------------------------------------
 
     def kill_node(self, *names: str) -> None:
-        """Power loss: every process of the nodes dies, nobody hears a last word."""
+        """Power loss: every process of the nodes dies without notice to anyone."""
         state = self.state
         for name in state.known(list(names)):
             machines.cut_power(state, name)
 
     def cut_node(self, *names: str) -> None:
-        """Network loss: the nodes go on, and reach nobody but the shared file system."""
+        """Network loss: the nodes keep running, but reach only the shared file system."""
         state = self.state
         for name in state.known(list(names)):
             machines.set_cable(state, name, "down")
 
     def restore_node(self, *names: str) -> None:
-        """Power and network back; returns when the nodes are in service."""
+        """Restore power and network; returns when the nodes are in service."""
         state = self.state
         for name in state.known(list(names)):
             if state.processes[name].alive():
                 machines.set_cable(state, name, "up")
-                # slurmctld would find it by itself, a minute later: let slurmd register now.
+                # slurmctld would notice a minute later: let slurmd register now.
                 succeeds(*machines.enter(state, name), "pkill", "-HUP", "-x", "slurmd")
             else:
                 machines.boot_node(state, name, tied=self.tied)
@@ -133,14 +135,14 @@ class Lab:
             wait_until(f"{name} is in service", lambda name=name: self.node_state(name) in IN_SERVICE)
 
     def node_state(self, name: str) -> str:
-        """What Slurm says of a node, such as ``idle`` or ``down*``."""
+        """Return Slurm's state of a node, such as ``idle`` or ``down*``."""
         return self.run("sinfo", "-h", "-n", name, "-p", "cpu", "-o", "%T").strip()
 
     def preempt(self, *names: str, nodes: int = 1, seconds: int = 20) -> str:
         """Submit a job that takes nodes from jobs of the preemptable partitions.
 
         Args:
-            names: which nodes; by default Slurm chooses `nodes` of them.
+            names: nodes to take. Default: Slurm chooses ``nodes`` of them.
 
         Returns:
             its id.
@@ -168,22 +170,22 @@ class Lab:
     # -- commands ----------------------------------------------------------------------------------------------------
 
     def run(self, *argv: str) -> str:
-        """What a command of the administrator prints; raises `LabError` if it fails."""
+        """Run a command as administrator and return its output; raises `LabError` if it fails."""
         return output(*argv, environment=self.state.environment())
 
     def on_node(self, name: str) -> list[str]:
-        """The command prefix that runs something on a node, as root and outside of any job."""
+        """Return the command prefix that runs something on a node, as root and outside of any job."""
         state = self.state
         return machines.enter(state, state.known([name])[0])
 
     def as_user(self) -> list[str]:
-        """The command prefix that runs something as the ordinary user on the login node."""
+        """Return the command prefix that runs something as the ordinary user on the login node."""
         state = self.state
         become = f"--reuid={state.uid} --regid={state.uid} --clear-groups"
         return ["unshare", "--mount", "sh", "-ec", f'{machines.mounts(state)}\nexec setpriv {become} "$@"', "sh"]
 
     def user_environment(self) -> dict[str, str]:
-        """The user's environment on the login node: this process's, with a home and a cluster."""
+        """Return the user's environment on the login node: this process's, with a home and a cluster."""
         own = {"HOME": str(self.state.home), "USER": USER, "LOGNAME": USER, "SHELL": "/bin/bash"}
         return dict(os.environ) | own | {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
@@ -191,11 +193,18 @@ class Lab:
 
     def _check(self, nodes: int, accounting: bool) -> None:
         if os.geteuid():
-            raise LabError("must be root: it makes namespaces; the jobs are an ordinary user's all the same")
+            raise LabError("must be root: it makes namespaces; jobs still run as an ordinary user")
         if any(letter.isspace() or letter in "#,'\"" for letter in str(self.folder)):
-            raise LabError(f"{self.folder}: slurm.conf takes no blanks and quotes in paths; choose another folder")
+            raise LabError(f"{self.folder}: slurm.conf allows no blanks and quotes in paths; choose another folder")
         if not 1 <= nodes <= 200:
             raise LabError(f"{nodes} nodes: from 1 to 200")
+        # Without its socket, a job's step ends at once, and Slurm does not say why.
+        socket = len(f"{self.folder}/spool/node{nodes}/node{nodes}_9999999.4294967295")
+        if socket > SOCKET_CHARACTERS:
+            raise LabError(
+                f"{self.folder}: sockets below it would have paths of {socket} characters, and Linux allows "
+                f"{SOCKET_CHARACTERS}; choose a folder with a shorter path"
+            )
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
         needed = COMMANDS + (ACCOUNTING_COMMANDS if accounting else ())
         if missing := [command for command in needed if not shutil.which(command, path=path)]:
@@ -236,14 +245,14 @@ class Lab:
 
 
 def _or_nothing(lab: Lab, *argv: str) -> str:
-    """What a command prints; nothing while it fails."""
+    """Return a command's output; empty while it fails."""
     with contextlib.suppress(LabError):
         return lab.run(*argv)
     return ""
 
 
 def _own_paths() -> list[Path]:
-    """This repository and the interpreter that its environment uses."""
+    """Return the paths of this repository and of its environment's interpreter."""
     environment = REPOSITORY / ".venv"
     interpreter = (environment / "bin/python" if environment.exists() else Path(sys.executable)).resolve()
     real = [REPOSITORY, environment.resolve(), (REPOSITORY / ".cache").resolve(), interpreter.parents[1]]
@@ -256,7 +265,7 @@ def _free_uid() -> int:
 
 
 def _remove_cgroups(top: Path) -> None:
-    """Bottom up; what another cluster still uses does not go."""
+    """Remove cgroups bottom up; those that another cluster still uses remain."""
     for folder, _, _ in os.walk(top, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(folder)

@@ -18,17 +18,17 @@ for p in $(grep -ls '^PPid:.1$' /proc/[0-9]*/status | cut -d/ -f3); do
     job=$(tr '\\0' '\\n' 2>/dev/null </proc/$p/environ | sed -n 's/^SLURM_JOB_ID=//p')
     [ -z "$job" ] || grep -q slurmstepd /proc/$p/comm || [ -n "$(squeue -h -j $job -t R -o %i)" ] || kill -9 $p
 done"""
-"""Where Slurm tracks processes by parent, a node kills what finished jobs have orphaned."""
+"""Script by which a node kills orphans of finished jobs, if Slurm tracks processes by parent."""
 
 
 def make_switch(state: State, *, tied: bool) -> None:
-    """The bridge, in a namespace that the firewall of this machine does not reach, and the login node's cable.
+    """Create the bridge, in a namespace outside of this machine's firewall, and the login node's cable.
 
-    Chooses the cluster's network: the first whose device this machine lets us make.
+    Choose the cluster's network: the first whose device can be created on this machine.
     """
     argv = ["unshare", "--net", "sleep", "infinity"]
     switch = state.processes[SWITCH] = start(argv, state.folder / "log/switch.out", state.environment(), tied=tied)
-    wait_until("the switch is there", lambda: _network(switch.pid) != _network(os.getpid()))
+    wait_until("the switch exists", lambda: _network(switch.pid) != _network(os.getpid()))
     _in_switch(state, "link", "add", "bridge", "type", "bridge")
     _in_switch(state, "link", "set", "bridge", "up")
     peer = ["type", "veth", "peer", "name", "login", "netns", str(switch.pid)]
@@ -44,7 +44,7 @@ def make_switch(state: State, *, tied: bool) -> None:
 
 
 def remove_switch(state: State) -> None:
-    """The switch, its network and the login node's cable."""
+    """Remove the switch, its network and the login node's cable."""
     if SWITCH in state.processes:
         succeeds("ip", "link", "del", state.device)
         state.processes[SWITCH].kill()
@@ -56,12 +56,12 @@ def set_cable(state: State, name: str, end: str) -> None:
 
 
 def cable_is_cut(state: State, name: str) -> bool:
-    """Whether a running node can't be reached."""
+    """Return whether a running node can't be reached."""
     return "state DOWN" in _in_switch(state, "-o", "link", "show", name)
 
 
 def boot_controller(state: State, *, tied: bool) -> None:
-    """slurmctld, and the database and slurmdbd before it."""
+    """Start slurmctld, after the database and slurmdbd."""
     folder = state.folder
     daemons = f"slurmctld -D -f {folder}/slurm.conf -c &"
     if state.accounting:
@@ -81,21 +81,23 @@ def boot_controller(state: State, *, tied: bool) -> None:
 
 
 def boot_node(state: State, name: str, *, tied: bool) -> None:
-    """A node and its slurmd."""
+    """Start a node and its slurmd."""
     sweep = ":" if tracks_by_cgroup() else SWEEP
     _boot(state, name, f"slurmd -D -N {name} -f {state.folder}/slurm.conf &", sweep, tied=tied)
 
 
 def cut_power(state: State, name: str) -> None:
-    """Every process of a node dies at once, and nobody hears of it: no FIN, no RST leaves the node."""
+    """Kill every process of a node at once, without notice to others: no FIN, no RST leaves the node."""
     if state.processes[name].alive():
         set_cable(state, name, "down")
         state.processes[name].kill()
-        succeeds(*_switch(state), "link", "del", name)  # the kernel does it too, a while after the last process
+        succeeds(
+            *_switch(state), "link", "del", name
+        )  # the kernel does it, too, but only some time after the last process ended
 
 
 def enter(state: State, name: str) -> list[str]:
-    """The command prefix that runs something on a machine, outside of any job.
+    """Return the command prefix that runs something on a machine, outside of any job.
 
     Raises:
         LabError: the machine has no power.
@@ -107,7 +109,7 @@ def enter(state: State, name: str) -> list[str]:
 
 
 def mounts(state: State) -> str:
-    """Shell commands that give a mount namespace the cluster's names, its user, and the paths that are shared."""
+    """Return shell commands that set up a mount namespace: the cluster's names, its user, and the shared paths."""
     lines = [f"mount --bind {state.folder}/{name} /etc/{name}" for name in ("hosts", "passwd", "group")]
     hidden = state.folder / "hidden"
     below = defaultdict(list)
@@ -128,7 +130,7 @@ def mounts(state: State) -> str:
 def _boot(state: State, name: str, daemons: str, always: str = ":", *, tied: bool) -> None:
     """Start a machine: the first process in its namespaces is a shell that starts the daemons and then reaps orphans.
 
-    It dies with the `unshare` process that we remember.
+    It dies with the recorded `unshare` process.
     """
     script = f"""
         hostname {name}
@@ -154,7 +156,7 @@ def _boot(state: State, name: str, daemons: str, always: str = ":", *, tied: boo
 
 
 def _network(pid: int) -> int:
-    """Which network namespace a process is in."""
+    """Return the network namespace of a process."""
     return Path(f"/proc/{pid}/ns/net").stat().st_ino
 
 

@@ -1,4 +1,4 @@
-"""Processes that outlive the command which started them, known by pid and start time: a reused pid is never killed."""
+"""Processes that outlive the command that started them, identified by pid and start time, since pids are reused."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tools.lab.errors import LabError
 
 
 class Started(NamedTuple):
-    """A process as it was started."""
+    """A started process."""
 
     pid: int
     start: str
-    """Its start time in clock ticks since boot, as /proc has it."""
+    """Start time in clock ticks since boot, from /proc."""
 
     def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+        """Return whether it still runs; a zombie does not."""
         return started_at(self.pid) == self.start
 
     def children(self) -> list[int]:
-        """Pids of its children."""
+        """Return the pids of its children."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -36,15 +36,15 @@ class Started(NamedTuple):
         family = [self.pid, *self.children()]
         os.kill(self.pid, number)
         wait_until(f"process {self.pid} ends", lambda: all(started_at(pid) is None for pid in family))
-        with contextlib.suppress(ChildProcessError):  # somebody else's child: somebody else reaps it
+        with contextlib.suppress(ChildProcessError):  # the child of another process, which reaps it
             os.waitpid(self.pid, os.WNOHANG)
 
 
 def start(argv: list[str], log: Path, environment: dict[str, str], *, tied: bool = False) -> Started:
-    """Start a process in a session of its own, its output appended to `log`.
+    """Start a process in a separate session, and append its output to ``log``.
 
     Args:
-        tied: it is killed when this process ends, however this ends.
+        tied: kill it when this process ends, for whatever reason.
     """
     prefix = ["setpriv", "--pdeathsig", "KILL"] if tied else []
     with log.open("ab") as output:
@@ -57,7 +57,7 @@ def start(argv: list[str], log: Path, environment: dict[str, str], *, tied: bool
             cwd="/",
             env=environment,
         )
-    process.returncode = 0  # it is ours to wait for: subprocess shall not warn that it still runs
+    process.returncode = 0  # so that subprocess does not warn that it still runs
     start = started_at(process.pid)
     if start is None:
         raise LabError(f"{argv[0]} ended at once; see {log}")
@@ -65,7 +65,7 @@ def start(argv: list[str], log: Path, environment: dict[str, str], *, tied: bool
 
 
 def started_at(pid: int) -> str | None:
-    """Start time of a running process; None if there is none."""
+    """Return the start time of a running process; None if there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -74,10 +74,10 @@ def started_at(pid: int) -> str | None:
 
 
 def output(*argv: str | Path, environment: dict[str, str] | None = None, timeout_s: float = 120) -> str:
-    """What a command prints.
+    """Return a command's output.
 
     Raises:
-        LabError: it failed; with its words.
+        LabError: it failed; with its message.
     """
     done = subprocess.run(
         list(map(str, argv)), text=True, capture_output=True, env=environment, timeout=timeout_s, check=False
@@ -88,7 +88,7 @@ def output(*argv: str | Path, environment: dict[str, str] | None = None, timeout
 
 
 def succeeds(*argv: str | Path, environment: dict[str, str] | None = None) -> bool:
-    """Whether a command does what it is asked."""
+    """Return whether a command succeeds."""
     return subprocess.run(list(map(str, argv)), capture_output=True, env=environment, check=False).returncode == 0
 
 

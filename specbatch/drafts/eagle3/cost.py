@@ -1,0 +1,100 @@
+"""What samples cost EAGLE-3: rows, live columns and operations, exact from the loss masks.
+
+`columns` gives the same numbers for one pack; this module computes them for many samples at once, from the beginnings
+and ends of their runs of loss tokens, so that a corpus of millions takes seconds.
+
+Operations are by formula, a multiplication and an addition counted as two, as vendors count them: a matrix of ``n``
+weights costs ``2 n`` a row, and its backward pass twice that (Kaplan et al., arXiv:2001.08361, §2.1); attention costs
+``4 D`` for each pair of a query and a key of one head, and its backward pass 2.5 times its forward pass, scores being
+computed again (Dao, arXiv:2307.08691, §4.1). Norms, rotations and activations are left out, as there.
+
+Shapes: as in `specbatch.drafts.masks`; ``K`` unrolled steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from specbatch.drafts.eagle3.contract import target_runs
+from specbatch.drafts.eagle3.memory import Shape
+from specbatch.drafts.masks import Costs, Masks
+
+
+def counts_of(masks: Masks, ttt_steps: int) -> np.ndarray:
+    """Return the number of columns of each sample that enter the loss of each unrolled step, int64 ``[K, S]``."""
+    low_R, high_R = target_runs(masks)
+    return masks.runs.total(np.stack([np.maximum(high_R - low_R - k, 0) for k in range(ttt_steps)]))
+
+
+def costs_of(masks: Masks, ttt_steps: int, shape: Shape) -> Costs:
+    """Return the costs of samples."""
+    low_R, high_R = target_runs(masks)
+    columns_S = _columns(masks, low_R, high_R)
+    rows_S = {"aux": columns_S, "last": masks.runs.total(high_R - low_R)}
+    counts_KS = counts_of(masks, ttt_steps)
+    live_KS, pairs_KS = live_columns(masks, ttt_steps)
+    forward, both = (
+        _flops(shape, rows_S, counts_KS, live_KS, pairs_KS, backward=backward) for backward in (False, True)
+    )
+    return Costs(
+        captured_S=np.where(columns_S > 0, columns_S + 1, 0),
+        rows_S=rows_S,
+        counts_TS=counts_KS,
+        computed_TS=live_KS,
+        flops_S=both,
+        forward_flops_S=forward,
+    )
+
+
+def _columns(masks: Masks, low_R: np.ndarray, high_R: np.ndarray) -> np.ndarray:
+    """Return the number of columns of each sample up to the last one that learns anything, int64 ``[S]``."""
+    runs = masks.runs
+    columns_S = np.zeros(len(masks.lengths_S), dtype=np.int64)
+    some_S = runs.ends_S > runs.begins_S
+    if some_S.any():
+        columns_R = np.where(high_R > low_R, high_R - 1, 0)
+        columns_S[some_S] = np.maximum.reduceat(columns_R, runs.begins_S[some_S])
+    return columns_S
+
+
+def live_columns(masks: Masks, ttt_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count the columns that each unrolled step computes, which are those that learn in it.
+
+    Returns:
+        int64 ``[K, S]`` both: the number of columns, and of pairs of a query and a key that it sees.
+    """
+    low_R, high_R = target_runs(masks)
+    live_KR = np.stack([np.maximum(high_R - low_R - k, 0) for k in range(ttt_steps)])
+    # Column i sees the keys of columns 0 to i of the first unrolled step, and k of its own.
+    pairs_KR = live_KR * (2 * low_R + live_KR - 3) // 2 + live_KR * (1 + np.arange(ttt_steps)[:, None])
+    return masks.runs.total(live_KR), masks.runs.total(pairs_KR)
+
+
+def _flops(
+    shape: Shape,
+    rows_S: dict[str, np.ndarray],
+    counts_KS: np.ndarray,
+    live_KS: np.ndarray,
+    pairs_KS: np.ndarray,
+    *,
+    backward: bool,
+) -> np.ndarray:
+    """Return the operations of the unrolled steps on live columns, with loss and optionally gradients: float ``[S]``.
+
+    The projection of the target's states needs no gradient of its input, the target's head none at all.
+
+    Args:
+        pairs_KS: pairs of a query and a key that it sees, in each unrolled step.
+    """
+    hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    both, head, first = (3.0, 3.0 if shape.train_head else 2.0, 2.0) if backward else (1.0, 1.0, 1.0)
+    scores = 1 + 2.5 if backward else 1.0
+    flops = rows_S["aux"] * 2.0 * (first * shape.first + both * 2 * hidden * 2 * key)
+    flops += rows_S["last"] * 2.0 * shape.head
+    for k, live_S in enumerate(live_KS):
+        own = 2 * hidden * 2 * key if k else 0
+        layer = 2 * hidden * query + own + query * hidden + 3 * hidden * shape.intermediate
+        flops += both * 2.0 * live_S * layer
+        flops += head * 2.0 * counts_KS[k] * shape.head
+        flops += scores * 4.0 * query * pairs_KS[k]
+    return flops

@@ -1,0 +1,330 @@
+"""The EAGLE-3 draft (arXiv:2503.01840): one decoder layer that is unrolled over its own predictions.
+
+Step ``k`` of column ``i`` reads the embedding of token ``i + 1 + k`` and the column's state, which is the
+projected hidden states of the target at first and the layer's own output afterwards:
+
+    a   = [RMSNorm(E[x]); RMSNorm(z)]
+    u   = z + Wo · Attention(a)        keys: first step's of columns j <= i, own column's of later steps
+    z'  = u + MLP(RMSNorm(u))
+    q   = softmax(W_head · RMSNorm(z'))
+
+EAGLE-3.1 adds two switches. ``fc_norm``: the states of each of the target's layers are normalised separately before
+they are projected. ``norm_output``: the column's state is the normalised one, which the head reads,
+``z' = RMSNorm(u + MLP(RMSNorm(u)))``.
+
+Only live columns (see `columns`) are computed; others contribute only the first step's key and value.
+
+Losses, logits and all gradients of the step equal those of two public trainers' code, once their conventions are
+translated: to 5e-7 in float32 and 2e-15 in float64.
+
+Shapes: ``R`` columns of a pack, ``N`` live ones, ``H`` width, ``K`` unrolled steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from specbatch.drafts.attention import OwnKeys, PrefixMask, attend
+from specbatch.drafts.eagle3.chunked_backward import ChunkedBackward
+from specbatch.drafts.eagle3.column_chunks import ColumnChunk, StepRows, column_chunks
+from specbatch.drafts.eagle3.columns import Columns, locate
+from specbatch.drafts.eagle3.layer import Layer, RMSNorm
+from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill, random_matrix
+from specbatch.drafts.fused import compare, compare_by_acceptance, compare_by_both, rotate
+from specbatch.drafts.loss import Heads, distill, wider
+from specbatch.drafts.memory import Recomputation
+from specbatch.drafts.module import DraftModule
+from specbatch.drafts.pack import PackTensors
+from specbatch.drafts.rope import Rope
+from specbatch.target.logits import PLAIN, Logits
+
+LOSSES = {"kl": compare, "lk_lambda": compare_by_both, "lk_alpha": compare_by_acceptance}
+"""By name: losses of a position, and their gradients."""
+
+
+@dataclass(frozen=True)
+class Eagle3Settings:
+    """Shape of a draft. Names are those of a Hugging Face configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: Rope
+    ttt_steps: int
+    draft_ids: tuple[int, ...]
+    """Target ids of the draft's vocabulary, ascending."""
+    aux_width: int
+    """Values per row of ``aux``."""
+    fc_norm: bool = False
+    """Normalise the states of each of the target's layers before the projection."""
+    norm_output: bool = False
+    """Unroll over the normalised state."""
+    loss: str = "kl"
+    """One of `LOSSES`."""
+    train_head: bool = True
+    target_logits: Logits = PLAIN
+    """Transformation of the target's logits before the softmax."""
+    embedding_rows: int = 0
+    """Rows of a trained embedding; 0 if the target's is read."""
+    columns_at_once: int = 1024
+    """Live columns whose activations are in memory at once."""
+    recompute: Recomputation = "none"
+
+
+class Eagle3Module(DraftModule):
+    """The draft, its unrolled steps and their loss.
+
+    Parameters have the names of published EAGLE-3 checkpoints. The target's head, and its embedding unless the draft
+    trains its own, are attached, not owned: they are not parameters, not in snapshots, and keep the dtype in which the
+    target stores them.
+    """
+
+    def __init__(self, config: Eagle3Settings) -> None:
+        super().__init__(config.rope, config.recompute)
+        self.config = config
+        if config.fc_norm:
+            layers = config.aux_width // config.hidden_size
+            self.fc_norm = nn.ModuleList([RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(layers)])
+        self.fc = nn.Linear(config.aux_width, config.hidden_size, bias=False)
+        self.layers = nn.ModuleList([Layer(config)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, len(config.draft_ids), bias=False)
+        self.lm_head.weight.requires_grad_(config.train_head)
+        if config.embedding_rows:
+            self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
+        self.register_buffer("draft_ids", torch.empty(len(config.draft_ids), dtype=torch.int64))
+        self.columns_at_once = config.columns_at_once
+
+    @torch.no_grad()
+    def initialize(
+        self,
+        seed: int,
+        embedding: Tensor,
+        target_head: Tensor,
+        start: Mapping[str, Tensor] | None = None,
+        target_bias: Tensor | None = None,
+    ) -> None:
+        """Initialize the weights, the same for every number of ranks, and attach the target's tensors.
+
+        Matrices are uniform in ``±1 / √inputs``. The head starts as the target's, after a norm of weight `FIRST_SCALE`;
+        if that norm also scales the unrolled state, the head is scaled instead.
+
+        Args:
+            embedding: ``[vocabulary, hidden]`` of the target.
+            target_head: ``[vocabulary, hidden]`` of the target.
+            start: the weights to use instead, by name, of any dtype.
+            target_bias: bias of the target's head, ``[vocabulary]``, if it has one.
+        """
+        ids = torch.tensor(self.config.draft_ids, device=self.draft_ids.device)
+        self.draft_ids.copy_(ids)
+        self.attach(embedding, target_head, target_bias)
+        for name, parameter in self.named_parameters():
+            if start is not None and name in start:
+                full = start[name]
+            elif name == "lm_head.weight":
+                first = FIRST_SCALE if self.config.norm_output else 1
+                full = self.target_head.float() * (first * self.config.target_logits.scale)
+            elif name == "embed_tokens.weight":
+                full = embedding.float()
+            elif parameter.ndim == 1:
+                scaled = name == "norm.weight" and not self.config.norm_output
+                full = torch.full(parameter.shape, FIRST_SCALE if scaled else 1.0)
+            else:
+                full = random_matrix(seed, name, parameter.shape)
+            fill(parameter, full)
+
+    @torch.no_grad()
+    def calibrate(self, mean_square: Mapping[str, Tensor]) -> None:
+        """Scale the first projection, or the norms before it, so that all channels of the target have equal influence.
+
+        Args:
+            mean_square: mean square of ``aux`` over the packs of the first step, ``[3 * hidden]``.
+        """
+        smallest = torch.finfo(torch.float32).tiny
+        if self.config.fc_norm:
+            for norm, square in zip(self.fc_norm, mean_square["aux"].split(self.config.hidden_size), strict=True):
+                fill(norm.weight, (square.mean() / square.clamp(min=smallest)).sqrt())
+            return
+        balance_inputs(self.fc.weight, mean_square["aux"])
+
+    def attach(self, embedding: Tensor, target_head: Tensor, target_bias: Tensor | None = None) -> None:
+        """Use these tensors of the target: its embedding, and the rows of its head for the draft's vocabulary."""
+        device = self.draft_ids.device
+        ids = torch.tensor(self.config.draft_ids, device=target_head.device)
+        self.embedding = None if self.config.embedding_rows else embedding.to(device)
+        whole = len(ids) == target_head.shape[0]
+        self.target_head = (target_head if whole else target_head[ids]).to(device)
+        self.target_bias = None if target_bias is None else target_bias.to(ids.device)[ids].to(device)
+
+    def forward(self, pack: PackTensors, weights: Tensor) -> Tensor:
+        """Unroll over a pack, or over this rank's share of it.
+
+        Args:
+            weights: float ``[K]``, weight of each unrolled step's summed cross-entropy.
+
+        Returns:
+            float ``[2, K]``: weighted summed cross-entropy of each step, of which only the sum may be
+            differentiated, and how often the draft's most likely token is the target's. For a share, its part of both.
+        """
+        columns, z, k_first, v_first = self._first(pack)
+        heads = self._heads(pack)
+        outside = (self.lm_head.weight, heads.norm_H)
+        inner = [
+            parameter
+            for name, parameter in self.named_parameters()
+            if not name.startswith(("fc.", "fc_norm.")) and not any(parameter is other for other in outside)
+        ]
+        return ChunkedBackward.apply(
+            partial(self._unroll, pack), column_chunks(columns, self.columns_at_once), heads, weights,
+            torch.is_grad_enabled(), z, k_first, v_first, *outside, *inner,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def evaluate(self, pack: PackTensors, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute `forward` without gradient, and the proposals of greedy drafting.
+
+        A proposal after the first reads the text's tokens instead of earlier proposals. Both are identical while drafts
+        are accepted; later positions are ignored.
+
+        Returns:
+            the result of `forward`; and int64 ``[K, tokens]``: the target's id of the token that greedy drafting from
+            the newest token at each position proposes in each step, -1 if that is not computed.
+        """
+        columns, z, k_first, v_first = self._first(pack)
+        result = torch.zeros(2, self.config.ttt_steps, dtype=wider(z.dtype), device=z.device)
+        proposed = self.draft_ids.new_full((self.config.ttt_steps, pack.input_ids.shape[0]), -1)
+        for chunk in column_chunks(columns, self.columns_at_once):
+            chosen = chunk.columns.to(z.device, non_blocking=True)
+            states = self._unroll(pack, chunk, z[chosen], k_first[chunk.keys], v_first[chunk.keys])
+            guesses: list[Tensor] = []
+            result += distill(states, chunk.loss_rows, self._heads(pack), weights, guesses=guesses)
+            for step, rows in enumerate(chunk.steps):
+                # The newest token is read by the column before it.
+                token = rows.token_N[rows.learns_M].to(z.device, non_blocking=True) + 1
+                proposed[step, token] = self.draft_ids.index_select(0, guesses[step])
+        return result, proposed
+
+    def _heads(self, pack: PackTensors) -> Heads:
+        return Heads(
+            self.lm_head.weight,
+            None if self.config.norm_output else self.norm.weight,
+            self.norm.eps,
+            self.target_head,
+            pack.rows["last"],
+            LOSSES[self.config.loss],
+            self.target_bias,
+            self.config.target_logits,
+        )
+
+    def _first(self, pack: PackTensors) -> tuple[Columns, Tensor, Tensor, Tensor]:
+        """Return states ``[C, H]`` before the first step, and its keys and values ``[R, G, D]`` for all ranks'
+        columns."""
+        columns = locate(pack, self.config.ttt_steps)
+        z, key, value = self._saving("all", self._own_first, pack, columns)
+        return columns, z, *self._of_all_ranks((key, value), pack.share, columns.of_ranks)
+
+    def _own_first(self, pack: PackTensors, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
+        attention = self.layers[0].self_attn
+        aux = pack.rows["aux"].to(self.fc.weight.dtype)
+        if self.config.fc_norm:
+            layers = aux.split(self.config.hidden_size, -1)
+            aux = torch.cat([norm(layer) for norm, layer in zip(self.fc_norm, layers, strict=True)], -1)
+        z = self.fc(aux)
+        a = self._inputs(pack, columns.token_C + 1, z)
+        key = rotate(attention.heads(attention.k_proj, a), *self._rotation(columns.position_C, z))
+        return z, key, attention.heads(attention.v_proj, a)
+
+    def _unroll(
+        self, pack: PackTensors, chunk: ColumnChunk, z: Tensor, k_first: Tensor, v_first: Tensor
+    ) -> list[Tensor]:
+        """Return states ``[N, H]`` of a chunk's live columns after each unrolled step, normalised if ``norm_output`` is
+        set.
+
+        Args:
+            z: states of the chunk's columns before the first step.
+            k_first, v_first: keys and values of the first step that the chunk sees.
+        """
+        made: list[tuple[Tensor, Tensor, Tensor]] = []
+        states: list[Tensor] = []
+        prefix_mask: PrefixMask | None = None
+        for step, rows in enumerate(chunk.steps):
+            if rows.kept_N is not None:
+                z = z[rows.kept_N.to(z.device, non_blocking=True)]
+            if not len(rows.live_N):
+                # No column of the chunk is live any more, and FlexAttention rejects empty tensors.
+                states.append(z)
+                continue
+            if prefix_mask is None or rows.kept_N is not None:
+                prefix_mask = PrefixMask(rows.row_N.to(z.device, non_blocking=True), chunk.samples)
+            z, key, value = self._saving(
+                "all", self._step, step, pack, rows, z, k_first, v_first, tuple(made), prefix_mask
+            )
+            if step:
+                made.append((rows.live_N, key, value))
+            states.append(z)
+        return states
+
+    def _step(
+        self,
+        step: int,
+        pack: PackTensors,
+        rows: StepRows,
+        z: Tensor,
+        k_first: Tensor,
+        v_first: Tensor,
+        made: tuple[tuple[Tensor, Tensor, Tensor], ...],
+        prefix_mask: PrefixMask,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute one unrolled step of the live columns: their new states ``[N, H]``, and the step's keys and values.
+
+        Args:
+            made: live columns, keys and values of the steps between the first and this one.
+        """
+        query, key, value = self._saving("all_but_attention", self._project, step, pack, rows, z)
+        if step:
+            made = (*made, (rows.live_N, key, value))
+        own = [OwnKeys(k, v, _index(live, rows.live_N, z.device)) for live, k, v in made]
+        mixed = attend(query, k_first, v_first, own, prefix_mask)
+        return self._saving("all_but_attention", self._finish, z, mixed), key, value
+
+    def _project(self, step: int, pack: PackTensors, rows: StepRows, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of a step; keys and values of the first step exist already."""
+        attention = self.layers[0].self_attn
+        a = self._inputs(pack, rows.token_N + 1 + step, z)
+        cos, sin = self._rotation(rows.position_N + step, z)
+        query = rotate(attention.heads(attention.q_proj, a), cos, sin)
+        if not step:
+            return query, query[:0], query[:0]
+        key = rotate(attention.heads(attention.k_proj, a), cos, sin)
+        return query, key, attention.heads(attention.v_proj, a)
+
+    def _finish(self, z: Tensor, mixed: Tensor) -> Tensor:
+        """Compute the rest of the layer after attention."""
+        layer = self.layers[0]
+        u = z + layer.self_attn.o_proj(mixed.flatten(1))
+        new = u + layer.mlp(layer.post_attention_layernorm(u))
+        return self.norm(new) if self.config.norm_output else new
+
+    def _inputs(self, pack: PackTensors, token: Tensor, z: Tensor) -> Tensor:
+        """Return the embeddings of the tokens that the columns read, and their states, both normalised: ``[N, 2H]``."""
+        layer = self.layers[0]
+        ids = pack.input_ids[token.to(z.device, non_blocking=True)]
+        table = self.embed_tokens.weight if self.embedding is None else self.embedding
+        embedded = F.embedding(ids, table).to(z.dtype)
+        return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(z)], -1)
+
+
+def _index(there: Tensor, wanted: Tensor, device: torch.device) -> Tensor | None:
+    """Return the positions of the wanted columns among ascending ones; None if they are all of them."""
+    if len(there) == len(wanted):
+        return None
+    return torch.searchsorted(there, wanted).to(device, non_blocking=True)

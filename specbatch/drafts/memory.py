@@ -1,0 +1,43 @@
+"""Chunk sizes that bound the memory of drafts, and the memory that they take, by formula. Does not import torch, so
+that a plan can ask before anything is queued."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Recomputation = Literal["none", "all_but_attention", "all"]
+"""What a backward pass recomputes instead of keeping it from the forward pass."""
+
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 64 << 20, 1 << 30
+"""Approximate limit of the bytes of one chunk's logits and of tensors computed from them."""
+
+CPU_BLOCK_SCORES = 1 << 21
+"""Most attention scores in memory at once on a CPU, over all heads: 8 MiB of float32."""
+
+WIDE = 4
+"""Bytes of a float32."""
+
+
+def position_bytes(vocab: int, hidden: int, steps: int, *, wide: int, value: int, factor: int) -> int:
+    """Return the bytes that a target position takes while its loss is computed: the gradients of all its logits, and
+    besides them the inputs of logits, or what is computed from their gradients.
+
+    Args:
+        wide, value, factor: bytes of a logit, of a weight, and of a logit's gradient if it is kept.
+    """
+    compared = 6 * wide * vocab + steps * hidden * value
+    return vocab * steps * factor + max(compared, steps * hidden * normalised_bytes(value, wide))
+
+
+def chunk_positions(bytes_each: int, *, gpu: bool) -> int:
+    """Return the number of target positions whose logits are in memory at once.
+
+    Args:
+        bytes_each: bytes per position, from `position_bytes`.
+    """
+    return max(1, (GPU_CHUNK_BYTES if gpu else CPU_CHUNK_BYTES) // bytes_each)
+
+
+def normalised_bytes(value: int, wide: int) -> int:
+    """Return the bytes that a value of a norm's input takes while the norm is differentiated."""
+    return 4 * value + (6 if value < wide else 5) * wide

@@ -1,0 +1,1 @@
+"""Observers of training: the metrics file, the recorder of steps, and trackers."""

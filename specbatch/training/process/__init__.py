@@ -1,0 +1,1 @@
+"""Ranks as processes: the agent of a node, rendezvous, signals, and exit codes."""

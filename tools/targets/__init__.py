@@ -1,0 +1,1 @@
+"""Checks for each architecture that a target passes through all of specbatch on a CPU."""
