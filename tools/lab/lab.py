@@ -236,12 +236,17 @@ class Lab:
         state.save()
         wait_until("munge listens", (folder / "munge.socket").exists)
         machines.boot_controller(state, tied=self.tied)
-        wait_until("slurmctld answers", lambda: "UP" in _or_nothing(self, "scontrol", "ping"))
+        wait_until("slurmctld answers", lambda: self._controller_answers(state))
         for name in state.names:
             machines.boot_node(state, name, tied=self.tied)
         state.save()
         idle = ["sinfo", "-h", "-N", "-p", "cpu", "-t", "idle", "-o", "%N"]
         wait_until("nodes are idle", lambda: len(_or_nothing(self, *idle).split()) == state.nodes)
+
+    def _controller_answers(self, state: State) -> bool:
+        if not state.processes[CONTROLLER].alive():
+            raise LabError(f"the controller's machine ended; see {self.folder}/log/{CONTROLLER}.out")
+        return "UP" in _or_nothing(self, "scontrol", "ping")
 
 
 def _or_nothing(lab: Lab, *argv: str) -> str:

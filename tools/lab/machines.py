@@ -66,9 +66,11 @@ def boot_controller(state: State, *, tied: bool) -> None:
     daemons = f"slurmctld -D -f {folder}/slurm.conf -c &"
     if state.accounting:
         daemons = f"""
-            mariadb-install-db --no-defaults --user=root --datadir=/dev/shm/mysql --skip-test-db \\
-                --auth-root-authentication-method=normal
-            mariadbd --no-defaults --user=root --datadir=/dev/shm/mysql --socket={folder}/mysql.sock --port=3306 \\
+            mkdir /dev/shm/tmp  # names of temporary tables hold the process's number: equal in two clusters
+            mariadb-install-db --no-defaults --user=root --datadir=/dev/shm/mysql --tmpdir=/dev/shm/tmp \\
+                --skip-test-db --auth-root-authentication-method=normal || exit 1
+            mariadbd --no-defaults --user=root --datadir=/dev/shm/mysql --tmpdir=/dev/shm/tmp \\
+                --socket={folder}/mysql.sock --port=3306 \\
                 --bind-address=127.0.0.1 --skip-grant-tables --innodb-flush-method=nosync \\
                 --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900 &
             until mariadb-admin --no-defaults --socket={folder}/mysql.sock ping >/dev/null 2>&1; do sleep 0.1; done
