@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
-from specbatch.corpus.conversation import Conversation, Rejected
+from specbatch.corpus.conversation import REASONING, Conversation, Rejected
 from specbatch.corpus.encoder import Span
 from specbatch.corpus.template import REFUSED, Template
 from specbatch.corpus.words import Shown, Words, firsts, left_out
@@ -200,8 +200,28 @@ class _Proof:
             raise _unproved(turn, "what the chat template writes around it depends on the other messages")
         region = len(head), len(self.text) - len(tail)
         if region[0] > region[1] or not self.text.startswith(head) or not self.text.endswith(tail):
+            if self._is_empty(turn) and (region := self._nothing(turn, head, tail)) is not None:
+                return region
             raise _unproved(turn, "the chat template writes other messages differently because of it")
         return region
+
+    def _is_empty(self, turn: int) -> bool:
+        """Return whether a message has neither text nor reasoning nor calls."""
+        message = self.conversation.messages[turn]
+        return not message["content"].strip() and not message.keys() & {"tool_calls", *REASONING}
+
+    def _nothing(self, turn: int, head: str, tail: str) -> Span | None:
+        """Return the place of a message without content around which the template writes less than around words; None
+        if that is not all of the difference."""
+        place = self.places[turn]
+        start = shared(self.text, head)
+        after = tail[max(0, len(tail) - (len(self.text) - start)) :]
+        lost = len(head) - start, len(tail) - len(after)
+        if self.text[start:] != after or lost[0] > len(place.before) or lost[1] > len(place.after):
+            return None
+        before = place.before[: len(place.before) - lost[0]]
+        self.places[turn] = replace(place, before=before, after=place.after[lost[1] :])
+        return start, start
 
     # Where turns begin and end.
 
@@ -331,7 +351,29 @@ class _Proof:
         for turn in turns:
             if not spans[turn]:
                 raise _unproved(turn, "the template's generation markers enclose nothing of it")
+            spans[turn] = self._written(turn, regions[turn], spans[turn])
         return spans
+
+    def _written(self, turn: int, region: Span, marks: list[Span]) -> list[Span]:
+        """Return the marked parts of a turn without the prompt before it and what follows its end, which some templates
+        enclose too, but the model does not write."""
+        try:
+            start, end = self._span(turn, region)
+        except Rejected:
+            return marks
+        return [(max(a, start), min(b, end)) for a, b in marks if max(a, start) < min(b, end)] or marks
+
+
+def shared(a: str, b: str) -> int:
+    """Return the length of the common beginning of two texts."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a.startswith(b[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _paired(run: list[Shown]) -> bool:

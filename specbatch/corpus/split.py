@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from specbatch.corpus.conversation import Conversation, Rejected
 from specbatch.corpus.encoder import Span
-from specbatch.corpus.mask import Answers, answers, encodable
+from specbatch.corpus.mask import Answers, answers, encodable, shared
 from specbatch.corpus.template import Template
 
 
@@ -91,19 +91,7 @@ def _last_seam(text: str, own: str, seams: list[Span], spans: list[Span]) -> int
     if not spans:
         return 0
     both = min(
-        bisect_right(seams, _shared(text, own), key=lambda seam: seam[1]),
+        bisect_right(seams, shared(text, own), key=lambda seam: seam[1]),
         bisect_right(seams, spans[0][0], key=lambda seam: seam[0]),
     )
     return seams[both - 1][0] if both else 0
-
-
-def _shared(a: str, b: str) -> int:
-    """Return the length of the common beginning of two texts."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a.startswith(b[low:middle], low):
-            low = middle
-        else:
-            high = middle - 1
-    return low

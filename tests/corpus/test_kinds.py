@@ -259,6 +259,25 @@ def test_nothing_of_a_user_a_system_prompt_or_a_tool_is_ever_loss(kind: Kind, te
     assert learnt > 100
 
 
+def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclose_them(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|say|>{{ m.content }}<|stop|>\n"
+        "{% endgeneration %}{% else %}<|ask|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|say|>{% endif %}"
+    )
+    assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
+
+
+def test_an_empty_answer_is_its_end_also_where_the_template_writes_less_around_it(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|say|><think></think>"
+        "{% if m.content.strip() %}\n{{ m.content }}{% endif %}<|stop|>{% else %}<|ask|>{{ m.content }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|say|>{% endif %}"
+    )
+    loss = ["<think></think><|stop|>", "<think></think>\nYes.<|stop|>"]
+    assert supervised(made, made.convert("f:1", talk("Hi?", "", "Hm?", "Yes."))) == loss
+
+
 def test_variables_reach_the_template_and_tools_and_a_day_may_be_among_them(kind: Kind) -> None:
     shown = kind(t.VARIABLE, template_variables={"think": True, "date": "2026-01-31", "tone": "!"})
     converted = shown.convert("f:1", THOUGHT)
