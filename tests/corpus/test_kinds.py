@@ -271,7 +271,7 @@ def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclo
 def test_an_empty_answer_is_its_end_also_where_the_template_writes_less_around_it(kind: Kind) -> None:
     made = kind(
         "{% for m in messages %}{% if m.role == 'assistant' %}<|say|><think></think>"
-        "{% if m.content.strip() %}\n{{ m.content }}{% endif %}<|stop|>{% else %}<|ask|>{{ m.content }}{% endif %}"
+        "{% if m.content.strip() %}{{ '\n' + m.content }}{% endif %}<|stop|>{% else %}<|ask|>{{ m.content }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}<|say|>{% endif %}"
     )
     loss = ["<think></think><|stop|>", "<think></think>\nYes.<|stop|>"]
