@@ -190,18 +190,18 @@ class _Proof:
 
     def _alone(self, turn: int) -> Span:
         """Return the range of a message in the text, found by putting words into this message only."""
-        words, place = Words(self.conversation, self.text), self.places[turn]
+        words, around = Words(self.conversation, self.text), self.places[turn]
         text = self.template.render(words.in_one(turn))
         own = firsts(words, text)
         if not own or len({item.word for item in own}) < len(own):
             raise _unproved(turn, _NOT_ONCE)
         head, tail = words.without(text[: own[0].start]), words.without(text[own[-1].end :])
-        if not head.endswith(place.before) or not tail.startswith(place.after):
+        if not head.endswith(around.before) or not tail.startswith(around.after):
             raise _unproved(turn, "what the chat template writes around it depends on the other messages")
         region = len(head), len(self.text) - len(tail)
         if region[0] > region[1] or not self.text.startswith(head) or not self.text.endswith(tail):
-            if self._is_empty(turn) and (region := self._nothing(turn, head, tail)) is not None:
-                return region
+            if self._is_empty(turn) and (place := self._nothing(turn, head, tail)) is not None:
+                return place
             raise _unproved(turn, "the chat template writes other messages differently because of it")
         return region
 
