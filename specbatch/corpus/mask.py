@@ -39,7 +39,18 @@ class Answers:
         return [span for spans in self.spans.values() for span in spans]
 
 
-def answers(template: Template, conversation: Conversation, text: str, turns: Iterable[int]) -> Answers:
+Prompts = list[tuple[str, str, str]]
+"""What a template asks for a message with: the role of the message before, the text after that message, and the
+prompt."""
+
+
+def answers(
+    template: Template,
+    conversation: Conversation,
+    text: str,
+    turns: Iterable[int],
+    prompts: Prompts | None = None,
+) -> Answers:
     """Find the parts of a conversation's text that the assistant wrote.
 
     Each turn begins where the model begins to write, after the generation prompt, and ends with the token that
@@ -48,16 +59,17 @@ def answers(template: Template, conversation: Conversation, text: str, turns: It
     Args:
         text: the conversation as the template renders it.
         turns: the messages of the assistant to look for.
+        prompts: those that are known from beginnings of this conversation; new ones are added.
 
     Raises:
         Rejected: nothing can be proved.
     """
-    problem = Rejected(_UNPROVED)
+    problem, prompts = Rejected(_UNPROVED), [] if prompts is None else prompts
     # A template may inspect the beginning of a user's message; then replacing the message works where surrounding it
     # with words does not.
     for around in (True, False):
         try:
-            return _Proof(template, conversation, text, around).answers(sorted(turns))
+            return _Proof(template, conversation, text, around, prompts).answers(sorted(turns))
         except Rejected as error:
             problem = problem if problem.detail else error
     if problem.reason.startswith(REFUSED):
@@ -102,14 +114,16 @@ class _Proof:
         around: put words around the messages of other roles, instead of replacing these by words.
     """
 
-    def __init__(self, template: Template, conversation: Conversation, text: str, around: bool) -> None:
+    def __init__(
+        self, template: Template, conversation: Conversation, text: str, around: bool, prompts: Prompts
+    ) -> None:
         self.template, self.conversation, self.text, self.around = template, conversation, text, around
         self.words = Words(conversation, text)
         self.with_words = self.words.in_all(around)
         self.skeleton = template.render(self.with_words)
         self.shown = firsts(self.words, self.skeleton)
         self.places = self._places()
-        self._prompts: list[tuple[str, str, str]] = []
+        self._prompts = prompts
 
     def answers(self, turns: list[int]) -> Answers:
         """Return the parts of the text that are the given turns.

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from specbatch.corpus.conversation import Conversation, Rejected
 from specbatch.corpus.encoder import Span
-from specbatch.corpus.mask import Answers, answers, encodable, shared
+from specbatch.corpus.mask import Answers, Prompts, answers, encodable, shared
 from specbatch.corpus.template import Template
 
 
@@ -40,8 +40,9 @@ def split(template: Template, conversation: Conversation, text: str, turns: Sequ
         text: the conversation as it is rendered.
         turns: messages of the assistant, in order.
     """
+    prompts: Prompts = []
     try:
-        whole = answers(template, conversation, text, turns)
+        whole = answers(template, conversation, text, turns, prompts)
     except Rejected:
         whole = None
     ends, seams = template.ends_of_messages(conversation, text), template.encoder.seams(text)
@@ -58,7 +59,7 @@ def split(template: Template, conversation: Conversation, text: str, turns: Sequ
             if whole and _holds_alone(template, whole, conversation, turn, own):
                 found = whole
             else:
-                found = answers(template, part, own, [turn])
+                found = answers(template, part, own, [turn], prompts)
             continued = False
         except Rejected as problem:
             if whole is None:
