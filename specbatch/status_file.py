@@ -109,7 +109,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     idle: str = ""
     """Which components wait most of the time, and what to do about it."""
     answers: AnswerCounts | None = None
-    """Progress of a run whose target answers prompts; else None."""
+    """Progress of a run whose target answers prompts, also while it trains on the answers afterwards; else None."""
 
 
 def read_status(path: Path) -> Status | None:

@@ -10,72 +10,105 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 from specbatch.config import Config
 from specbatch.config.algorithms import algorithm_class
 from specbatch.corpus.files import Row
 from specbatch.corpus.samples import Converted, Converter
-from specbatch.corpus.tokenizer import end_ids, load_tokenizer
-from specbatch.errors import RunError
+from specbatch.corpus.tokenizer import end_ids, load_tokenizer, tokenizer_size
+from specbatch.errors import RunError, UserError
 
 BATCH, BATCH_BYTES = 64, 1 << 20
 """Most rows that are sent to a process at once, and bytes that are enough."""
 ROWS_WORTH_A_PROCESS = 4000
 """Rows for each process below which another process costs more than it saves."""
 
-_converter: Converter | None = None
-"""The converter of a process in the pool."""
+_converter: Converter | UserError | None = None
+"""The converter of a process in the pool, or the reason why it has none."""
 
 
-def convert_rows(
-    config: Config,
-    tokenizer: Any,
-    rows: Iterator[tuple[str, Row]],
-    total: int,
-    *,
-    prompts: bool,
-    workers: int | None = None,
-) -> Iterator[list[Converted]]:
-    """Convert rows in order, a batch at a time.
+class Conversion:
+    """Converts rows in order, in several processes where that saves time. Then only these load the tokenizer.
 
     Args:
-        tokenizer: the target's tokenizer; other processes load their own.
         total: number of rows, in units of rows of usual length.
         prompts: whether to keep the prompts, too.
         workers: processes besides this one. Default: by the configuration and ``total``.
-
-    Raises:
-        RunError: one of the processes was killed.
     """
-    if workers is None:
-        allowed = config.data.workers or len(os.sched_getaffinity(0))
-        workers = min(allowed, total // ROWS_WORTH_A_PROCESS)
-    if workers < 2:
-        converter = new_converter(config, tokenizer, prompts=prompts)
-        for batch in iter(lambda: list(islice(rows, BATCH)), []):
-            yield converter.convert_all(batch)
-        return
-    context = multiprocessing.get_context("forkserver")
-    # Importing the libraries takes seconds, so it is done once for all processes.
-    context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
-    pool = ProcessPoolExecutor(workers, context, _start, (config, prompts))
-    waiting: deque[Future[list[Converted]]] = deque()
-    try:
-        for sent in _batches(rows):
-            waiting.append(pool.submit(_convert, sent))
-            if len(waiting) >= 4 * workers:
+
+    def __init__(self, config: Config, total: int, *, prompts: bool, workers: int | None = None) -> None:
+        self._config, self._prompts = config, prompts
+        if workers is None:
+            allowed = config.data.workers or len(os.sched_getaffinity(0))
+            workers = min(allowed, total // ROWS_WORTH_A_PROCESS)
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+        if workers > 1:
+            context = multiprocessing.get_context("forkserver")
+            # Importing the libraries takes seconds, so it is done once for all processes.
+            context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
+            self._pool = ProcessPoolExecutor(workers, context, _start, (config, prompts))
+
+    def __enter__(self) -> Conversion:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    @cached_property
+    def tokenizer_size(self) -> int:
+        """Number of ids, from 0 to the highest of the tokenizer.
+
+        Raises:
+            UserError: the tokenizer can't be loaded.
+            RunError: one of the processes was killed.
+        """
+        if self._pool is None:
+            return tokenizer_size(self._own.template.tokenizer)
+        with self._unless_killed():
+            return self._pool.submit(_size).result()
+
+    def batches(self, rows: Iterator[tuple[str, Row]]) -> Iterator[list[Converted]]:
+        """Convert rows, and yield a batch at a time.
+
+        Raises:
+            UserError: the tokenizer can't be loaded.
+            RunError: one of the processes was killed.
+        """
+        if self._pool is None:
+            for batch in iter(lambda: list(islice(rows, BATCH)), []):
+                yield self._own.convert_all(batch)
+            return
+        waiting: deque[Future[list[Converted]]] = deque()
+        with self._unless_killed():
+            for sent in _batches(rows):
+                waiting.append(self._pool.submit(_convert, sent))
+                if len(waiting) >= 4 * self._workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a process that prepares data was killed, most likely since memory ran out: "
-            f"try fewer than {workers} data.workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    @cached_property
+    def _own(self) -> Converter:
+        return new_converter(self._config, load_tokenizer(self._config), prompts=self._prompts)
+
+    @contextmanager
+    def _unless_killed(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that prepares data was killed, most likely since memory ran out: "
+                f"try fewer than {self._workers} data.workers"
+            ) from error
 
 
 def new_converter(config: Config, tokenizer: Any, *, prompts: bool) -> Converter:
@@ -88,7 +121,26 @@ def _start(config: Config, prompts: bool) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it, too, and ends this one
     global _converter
-    _converter = new_converter(config, load_tokenizer(config), prompts=prompts)
+    try:
+        _converter = new_converter(config, load_tokenizer(config), prompts=prompts)
+    except UserError as error:
+        _converter = error
+
+
+def _started() -> Converter:
+    """Return the converter of this process of the pool.
+
+    Raises:
+        UserError: it could not be made.
+    """
+    assert _converter is not None
+    if isinstance(_converter, UserError):
+        raise _converter
+    return _converter
+
+
+def _size() -> int:
+    return tokenizer_size(_started().template.tokenizer)
 
 
 def _batches(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, bytes]]]:
@@ -106,5 +158,4 @@ def _batches(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, bytes]
 
 
 def _convert(batch: list[tuple[str, bytes]]) -> list[Converted]:
-    assert _converter is not None
-    return _converter.convert_all([(place, pickle.loads(row)) for place, row in batch])
+    return _started().convert_all([(place, pickle.loads(row)) for place, row in batch])

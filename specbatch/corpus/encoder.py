@@ -86,6 +86,32 @@ class Encoder:
         """Return the ids of text without a template, int32 ``[tokens]``, with the tokenizer's own special tokens."""
         return np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int32)
 
+    # Texts that are encoded in two parts.
+
+    def seams(self, text: str) -> list[Span]:
+        """Return tokens of a text before which it can be divided: its tokens are those of the two parts. They were
+        added to the vocabulary, and are taken out of a text before anything else is looked for."""
+        return [match.span() for match in self._separator.finditer(text) if match[0] in self._dividing]
+
+    @cached_property
+    def _taken_out(self) -> list[Any]:
+        """The added tokens that are looked for in the text as it is."""
+        if not self.tokenizer.is_fast:
+            return []
+        return [token for token in self.tokenizer.added_tokens_decoder.values() if not token.normalized]
+
+    @cached_property
+    def _dividing(self) -> frozenset[str]:
+        """The added tokens that take nothing of the text before them."""
+        if any(token.single_word for token in self._taken_out):
+            return frozenset()
+        return frozenset(t.content for t in self._taken_out if not t.lstrip and t.content.strip() == t.content)
+
+    @cached_property
+    def _separator(self) -> re.Pattern[str]:
+        tokens = sorted((token.content for token in self._taken_out), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
     # By the bytes of each token.
 
     @cached_property

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from specbatch.config import Config
-from specbatch.corpus.convert import BATCH, ROWS_WORTH_A_PROCESS, convert_rows
+from specbatch.corpus.convert import BATCH, ROWS_WORTH_A_PROCESS, Conversion
 from specbatch.corpus.files import LINES, Row
 from specbatch.corpus.forms import RowReader
 from specbatch.corpus.judge import judge
@@ -119,11 +119,12 @@ def _first(
 ) -> tuple[Part, bool]:
     """Return the part made of the first rows, and whether there are more."""
     folder.mkdir()
-    rows, tokenizer = rows_of(find_sources(names, RowReader(config.data).columns)), load_tokenizer(config)
-    with PartWriter(folder, tokenizer_size(tokenizer)) as writer:
-        first = pace.count(islice(rows, FIRST_ROWS))
-        made = convert_rows(config, tokenizer, first, FIRST_ROWS, prompts=title == "held-out", workers=0)
-        for batch in pace.timed(made):
+    rows = rows_of(find_sources(names, RowReader(config.data).columns))
+    with (
+        Conversion(config, FIRST_ROWS, prompts=title == "held-out", workers=0) as conversion,
+        PartWriter(folder, conversion.tokenizer_size) as writer,
+    ):
+        for batch in pace.timed(conversion.batches(pace.count(islice(rows, FIRST_ROWS)))):
             writer.add(batch)
     part, more = writer.part, next(rows, None) is not None
     write_json(folder / "part.json", {})

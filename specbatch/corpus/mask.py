@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
-from specbatch.corpus.conversation import Conversation, Rejected
+from specbatch.corpus.conversation import REASONING, Conversation, Rejected
 from specbatch.corpus.encoder import Span
 from specbatch.corpus.template import REFUSED, Template
 from specbatch.corpus.words import Shown, Words, firsts, left_out
@@ -39,7 +39,18 @@ class Answers:
         return [span for spans in self.spans.values() for span in spans]
 
 
-def answers(template: Template, conversation: Conversation, text: str, turns: Iterable[int]) -> Answers:
+Prompts = list[tuple[str, str, str]]
+"""What a template asks for a message with: the role of the message before, the text after that message, and the
+prompt."""
+
+
+def answers(
+    template: Template,
+    conversation: Conversation,
+    text: str,
+    turns: Iterable[int],
+    prompts: Prompts | None = None,
+) -> Answers:
     """Find the parts of a conversation's text that the assistant wrote.
 
     Each turn begins where the model begins to write, after the generation prompt, and ends with the token that
@@ -48,16 +59,17 @@ def answers(template: Template, conversation: Conversation, text: str, turns: It
     Args:
         text: the conversation as the template renders it.
         turns: the messages of the assistant to look for.
+        prompts: those that are known from beginnings of this conversation; new ones are added.
 
     Raises:
         Rejected: nothing can be proved.
     """
-    problem = Rejected(_UNPROVED)
+    problem, prompts = Rejected(_UNPROVED), [] if prompts is None else prompts
     # A template may inspect the beginning of a user's message; then replacing the message works where surrounding it
     # with words does not.
     for around in (True, False):
         try:
-            return _Proof(template, conversation, text, around).answers(sorted(turns))
+            return _Proof(template, conversation, text, around, prompts).answers(sorted(turns))
         except Rejected as error:
             problem = problem if problem.detail else error
     if problem.reason.startswith(REFUSED):
@@ -102,14 +114,16 @@ class _Proof:
         around: put words around the messages of other roles, instead of replacing these by words.
     """
 
-    def __init__(self, template: Template, conversation: Conversation, text: str, around: bool) -> None:
+    def __init__(
+        self, template: Template, conversation: Conversation, text: str, around: bool, prompts: Prompts
+    ) -> None:
         self.template, self.conversation, self.text, self.around = template, conversation, text, around
         self.words = Words(conversation, text)
         self.with_words = self.words.in_all(around)
         self.skeleton = template.render(self.with_words)
         self.shown = firsts(self.words, self.skeleton)
         self.places = self._places()
-        self._prompts: list[tuple[str, str, str]] = []
+        self._prompts = prompts
 
     def answers(self, turns: list[int]) -> Answers:
         """Return the parts of the text that are the given turns.
@@ -190,18 +204,38 @@ class _Proof:
 
     def _alone(self, turn: int) -> Span:
         """Return the range of a message in the text, found by putting words into this message only."""
-        words, place = Words(self.conversation, self.text), self.places[turn]
+        words, around = Words(self.conversation, self.text), self.places[turn]
         text = self.template.render(words.in_one(turn))
         own = firsts(words, text)
         if not own or len({item.word for item in own}) < len(own):
             raise _unproved(turn, _NOT_ONCE)
         head, tail = words.without(text[: own[0].start]), words.without(text[own[-1].end :])
-        if not head.endswith(place.before) or not tail.startswith(place.after):
+        if not head.endswith(around.before) or not tail.startswith(around.after):
             raise _unproved(turn, "what the chat template writes around it depends on the other messages")
         region = len(head), len(self.text) - len(tail)
         if region[0] > region[1] or not self.text.startswith(head) or not self.text.endswith(tail):
+            if self._is_empty(turn) and (place := self._nothing(turn, head, tail)) is not None:
+                return place
             raise _unproved(turn, "the chat template writes other messages differently because of it")
         return region
+
+    def _is_empty(self, turn: int) -> bool:
+        """Return whether a message has neither text nor reasoning nor calls."""
+        message = self.conversation.messages[turn]
+        return not message["content"].strip() and not message.keys() & {"tool_calls", *REASONING}
+
+    def _nothing(self, turn: int, head: str, tail: str) -> Span | None:
+        """Return the place of a message without content around which the template writes less than around words; None
+        if that is not all of the difference."""
+        place = self.places[turn]
+        start = shared(self.text, head)
+        after = tail[max(0, len(tail) - (len(self.text) - start)) :]
+        lost = len(head) - start, len(tail) - len(after)
+        if self.text[start:] != after or lost[0] > len(place.before) or lost[1] > len(place.after):
+            return None
+        before = place.before[: len(place.before) - lost[0]]
+        self.places[turn] = replace(place, before=before, after=place.after[lost[1] :])
+        return start, start
 
     # Where turns begin and end.
 
@@ -331,7 +365,29 @@ class _Proof:
         for turn in turns:
             if not spans[turn]:
                 raise _unproved(turn, "the template's generation markers enclose nothing of it")
+            spans[turn] = self._written(turn, regions[turn], spans[turn])
         return spans
+
+    def _written(self, turn: int, region: Span, marks: list[Span]) -> list[Span]:
+        """Return the marked parts of a turn without the prompt before it and what follows its end, which some templates
+        enclose too, but the model does not write."""
+        try:
+            start, end = self._span(turn, region)
+        except Rejected:
+            return marks
+        return [(max(a, start), min(b, end)) for a, b in marks if max(a, start) < min(b, end)] or marks
+
+
+def shared(a: str, b: str) -> int:
+    """Return the length of the common beginning of two texts."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a.startswith(b[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _paired(run: list[Shown]) -> bool:

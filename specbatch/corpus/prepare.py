@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with the current activity, the rows done, and the rows in total."""
 
-VERSION = 5
+VERSION = 6
 """Version of everything here that turns rows into samples; raised whenever the result changes."""
 KEEP_EVERY_S = 30.0
 """Interval at which the progress of an unfinished file is saved."""
@@ -206,18 +206,16 @@ def _convert(config: Config, title: str, pieces: list[_Piece], progress: Progres
     Returns:
         the tokenizer's size.
     """
-    from specbatch.corpus.convert import convert_rows
-    from specbatch.corpus.tokenizer import load_tokenizer, tokenizer_size
+    from specbatch.corpus.convert import Conversion
     from specbatch.corpus.write import PROGRESS, PartWriter
 
-    tokenizer = load_tokenizer(config)
-    size = tokenizer_size(tokenizer)
     todo = list({piece.place: piece for piece in pieces if piece.found() is None}.values())
     total, tags = sum(piece.total for piece in pieces), deque[int]()
     left = sum(piece.total for piece in todo)
     done, at, kept = total - left, 0, time.monotonic()
     folders: dict[int, tuple[ExitStack, Path]] = {}
     writer: PartWriter | None = None
+    size = 0
 
     def begin(number: int) -> Path:
         """Return the directory of a source, to which only this process writes from now on."""
@@ -246,21 +244,23 @@ def _convert(config: Config, title: str, pieces: list[_Piece], progress: Progres
         lock.close()
         writer, at = None, at + 1
 
+    worth = sum(max(piece.total, piece.bytes // ROW_BYTES) for piece in todo)
     try:
-        worth = sum(max(piece.total, piece.bytes // ROW_BYTES) for piece in todo)
-        for batch in convert_rows(config, tokenizer, rows(), worth, prompts=title == "held-out"):
-            for row in batch:
-                while at < tags[0]:
-                    finish()
-                tags.popleft()
-                writer = writer or PartWriter(begin(at), size)
-                writer.add([row])
-            done += len(batch)
-            if writer and time.monotonic() - kept > KEEP_EVERY_S:
-                writer.keep()
-                kept = time.monotonic()
-            if progress:
-                progress(f"preparing {title} data", done, total)
+        with Conversion(config, worth, prompts=title == "held-out") as conversion:
+            size = conversion.tokenizer_size
+            for batch in conversion.batches(rows()):
+                for row in batch:
+                    while at < tags[0]:
+                        finish()
+                    tags.popleft()
+                    writer = writer or PartWriter(begin(at), size)
+                    writer.add([row])
+                done += len(batch)
+                if writer and time.monotonic() - kept > KEEP_EVERY_S:
+                    writer.keep()
+                    kept = time.monotonic()
+                if progress:
+                    progress(f"preparing {title} data", done, total)
         while at < len(todo):
             finish()
     finally:

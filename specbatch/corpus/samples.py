@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +19,9 @@ from specbatch.corpus.conversation import Conversation, PlainText, Rejected
 from specbatch.corpus.encoder import Asked, Encoded
 from specbatch.corpus.files import Row
 from specbatch.corpus.forms import MASKS, RowReader, Tokens
-from specbatch.corpus.mask import Answers, answers, encodable
+from specbatch.corpus.mask import answers, encodable
 from specbatch.corpus.preformatted import Preformatted
+from specbatch.corpus.split import split
 from specbatch.corpus.template import REFUSED, Template
 from specbatch.corpus.tokenizer import tokenizer_size
 from specbatch.errors import UserError
@@ -248,27 +249,31 @@ class Converter:
             )
 
     def _split(self, result: Converted, conversation: Conversation, text: str, turns: list[int]) -> Steps[None]:
-        """Add a sample for each turn, with the history that the template writes if the turn is the last.
-
-        If the template refuses that, the turn is taken from the whole conversation.
-        """
-        whole: Answers | None = None
-        for before, turn in pairwise([-1, *turns]):
-            part = replace(conversation, messages=conversation.messages[: turn + 1])
+        """Add a sample for each turn, with the history that the template writes if the turn is the last."""
+        shared: list[np.ndarray] = []
+        """Tokens of the pieces of the text between the places up to which samples share it."""
+        seams = [0]
+        for turn in split(self.template, conversation, text, turns):
+            if isinstance(turn, Rejected):
+                result.rejected.append((turn.reason, turn.detail))
+                continue
+            result.warnings += turn.left_out
+            if not turn.spans:
+                continue
+            if turn.seam > seams[-1]:
+                shared.append((yield text[seams[-1] : turn.seam], ())[0])
+                seams.append(turn.seam)
+            known = bisect_right(seams, turn.seam) - 1
+            at = seams[known]
             try:
-                try:
-                    found = answers(self.template, part, self._render(part), [turn])
-                except Rejected as problem:
-                    try:
-                        whole = found = whole or answers(self.template, conversation, text, turns)
-                    except Rejected:
-                        raise problem from None
-                result.warnings += [said for i in range(before + 1, turn + 1) for said in found.left_out.get(i, [])]
-                if turn not in found.spans:
-                    continue
-                ids, mask = yield found.text, found.spans[turn]
-                end = int(np.flatnonzero(mask)[-1]) + 1 if found is whole and mask.any() else len(ids)
-                self._add(result, ids[:end], mask[:end])
+                ids, mask = yield turn.text[at:], [(start - at, end - at) for start, end in turn.spans]
+                end = int(np.flatnonzero(mask)[-1]) + 1 if turn.continued and mask.any() else len(ids)
+                before = sum(map(len, shared[:known]))
+                self._add(
+                    result,
+                    np.concatenate([*shared[:known], ids[:end]]),
+                    np.concatenate([np.zeros(before, dtype=bool), mask[:end]]),
+                )
             except Rejected as error:
                 result.rejected.append((error.reason, error.detail))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from specbatch.corpus.conversation import Conversation, Rejected
 from specbatch.corpus.encoder import Encoded, Encoder, Span
+from specbatch.corpus.prefixes import ends_of_messages
 from specbatch.errors import UserError
 
 REFUSED = "refused by the chat template"
@@ -152,6 +153,17 @@ class Template:
             ) from error
         except (jinja2.TemplateError, *_RENDER_ERRORS) as error:
             raise Rejected(f"{REFUSED}: {error}") from error
+
+    def ends_of_messages(self, conversation: Conversation, text: str) -> list[int] | None:
+        """Return where the text ends that the template writes for the messages up to each one, by `ends_of_messages`.
+
+        Args:
+            text: the conversation as it is rendered.
+        """
+        tools = conversation.tools or self._tools
+        variables = {"tools": tools, "documents": None, "add_generation_prompt": False, **self._variables}
+        messages = _in_parts(conversation.messages, self._wants_parts)
+        return ends_of_messages(self.source(tools), messages, variables, text)
 
     # Properties that are found by rendering a few words.
 

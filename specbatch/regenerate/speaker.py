@@ -28,6 +28,8 @@ CONTEXT_RESERVE = 8
 """Positions that SGLang keeps for itself at the end of its context."""
 THINKING = ("enable_thinking", "thinking")
 """Template variables that turn thinking on or off."""
+UNENDED = "an answer without an end"
+"""Reason of a prompt whose answer a limit cut off."""
 SERVED = "served"
 """The way of writing an answer that a server has parsed itself, so that its tokens are unknown."""
 
@@ -173,7 +175,7 @@ class Speaker:
         tokens[0] += answer.tokens
         finished = answer.finished if answer.ids is None else bool(answer.ids) and answer.ids[-1] in self.stop_ids
         if not finished and self._asked.unfinished == "skip":
-            raise Rejected("an answer without an end")
+            raise Rejected(UNENDED)
         if answer.ids is None:
             assert answer.message is not None
             message = {**answer.message, **({} if finished else UNFINISHED)}

@@ -27,10 +27,12 @@ from specbatch.regenerate.engine import LEFT
 from specbatch.regenerate.prompts import PromptDispatcher
 from specbatch.regenerate.rows import count_rows, read_rows
 from specbatch.regenerate.shards import Shards, Superseded, finished
+from specbatch.regenerate.speaker import UNENDED
 from specbatch.run.events import Events
 from specbatch.run.exit_records import ExitRecord, exit_record_names, read_exit_record, write_exit_record
 from specbatch.run.heartbeat import SILENT_S
 from specbatch.run.owner import owner
+from specbatch.run.progress import answered_text
 from specbatch.run.run_log import RunLog
 from specbatch.run.signals import on_signal
 from specbatch.run.status_pace import StatusPace
@@ -44,6 +46,8 @@ GRACE_S = 20.0
 """Seconds that engines may take to receive that they may exit."""
 LOOK_FOR_SUCCESSOR_S = 15.0
 STAGE = "answering"
+ENDING = "raise data.regenerate.max_new_tokens, or set data.regenerate.unfinished: keep"
+"""What to do about answers without an end."""
 
 
 def answers_first(run_dir: RunDir, config: Config) -> bool:
@@ -140,20 +144,26 @@ class _Watch:
                     self._fail(report, failed)
                 ended = all(record is not None for record in records.values())
                 if report.phase is Phase.TRAINED or (report.phase is Phase.STOP and ended):
-                    return self._end(report)
+                    return self._end(report, log)
                 if self._owner is not None and not self._owner.is_running():
                     self.drain("the process that started this run is gone")
                     self._owner = None
                 log.look(self._write_if_due(report, "stopping" if report.phase is Phase.STOP else "running"))
                 time.sleep(TICK_S)
 
-    def _end(self, report: Report) -> bool:
-        """Finish after the last answer or a request to stop: wait until all finished shards are in place."""
+    def _end(self, report: Report, log: RunLog) -> bool:
+        """Finish after the last answer or a request to stop: wait until all finished shards are in place. A run that
+        would train on answers fails if there are none."""
         try:
             self.shards.finish()
         except OSError as error:
             self._fail(report, _of_disk(error))
-        whole = report.phase is Phase.TRAINED
+        whole, counts = report.phase is Phase.TRAINED, self._counts(report)
+        if whole:
+            log.answered(counts)
+            if self.config.run.goal == "draft" and not counts.written:
+                hint = f"; {ENDING}" if UNENDED in counts.refused else ""
+                self._fail(report, RunError(f"there is nothing to train on: {answered_text(counts)}{hint}"))
         self._let_engines_leave()
         if whole and self.config.run.goal == "draft":
             write_status(self.run_dir.status, self._status(report, "running", "preparing"))
@@ -242,8 +252,20 @@ class _Watch:
         accidental."""
         return 1.0 if self._ready is None else max(1.0, self._progress[1] - self._ready)
 
-    def _status(self, report: Report, state: str, stage: str, why: str = "") -> Status:
+    def _counts(self, report: Report) -> AnswerCounts:
         seconds, counts = self._answered_s(), self.shards.counts
+        return AnswerCounts(
+            done=report.step,
+            of=report.steps,
+            written=counts.written,
+            refused=dict(counts.refused),
+            ways=dict(counts.ways),
+            tokens=counts.tokens,
+            tokens_per_s=round((counts.tokens - self._before.tokens) / seconds, 1),
+            per_s=round((report.step - self._before.done) / seconds, 3),
+        )
+
+    def _status(self, report: Report, state: str, stage: str, why: str = "") -> Status:
         answers = self.config.run.goal == "answers"
         return Status(
             state=state,
@@ -260,16 +282,7 @@ class _Watch:
             engines=msgspec.convert(report.engines, tuple[EngineStatus, ...], from_attributes=True),
             failed=report.failed,
             refused=msgspec.to_builtins(report.refused),
-            answers=AnswerCounts(
-                done=report.step,
-                of=report.steps,
-                written=counts.written,
-                refused=dict(counts.refused),
-                ways=dict(counts.ways),
-                tokens=counts.tokens,
-                tokens_per_s=round((counts.tokens - self._before.tokens) / seconds, 1),
-                per_s=round((report.step - self._before.done) / seconds, 3),
-            ),
+            answers=self._counts(report),
         )
 
 

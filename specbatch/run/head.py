@@ -27,7 +27,16 @@ from specbatch.run.signals import on_signal
 from specbatch.run.stall import Stall, who_waits
 from specbatch.run.status_pace import StatusPace
 from specbatch.rundir import JOB_LOG, RunDir
-from specbatch.status_file import EngineStatus, PackCounts, Status, StoreUse, Unwritten, VoidPack, write_status
+from specbatch.status_file import (
+    EngineStatus,
+    PackCounts,
+    Status,
+    StoreUse,
+    Unwritten,
+    VoidPack,
+    read_status,
+    write_status,
+)
 from specbatch.timestamps import timestamp
 from specbatch.transfer.master import Master
 
@@ -137,6 +146,8 @@ class _AttemptWatch:
         self._engines = config.inference.engines * engine_nodes if master else 0
         self.began, self._began = time.time(), time.monotonic()
         self.why = ""
+        self._answers = before.answers if (before := read_status(run_dir.status)) else None
+        """Counts of the answers that were generated before."""
         self._stall = Stall(config.run.stall_timeout_s, time.monotonic())
         self._idle = Idle(config.run.idle_alarm_s)
         self._worked = False
@@ -308,6 +319,7 @@ class _AttemptWatch:
             troubles=tuple(Unwritten(what, why) for what, why in report.troubles),
             void=tuple(VoidPack(f"{e}.{i}", why) for (e, i), why in report.void),
             idle=idle,
+            answers=self._answers,
         )
 
 

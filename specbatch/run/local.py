@@ -231,6 +231,8 @@ class _Foreground:
         rows = self._metrics.read()
         self.display.evaluated(rows, after=self._evaluated)
         self.display.stage(status.stage)
+        if status.answers is not None and "answering" in self.display.seconds:
+            self.display.answered(status.answers)
         if status.answers is not None and status.stage == "answering":
             self.display.answering(status.answers, status)
         elif status.stage == "training":
@@ -295,7 +297,8 @@ def _report(run_dir: RunDir, config: Config, code: int, seconds: dict[str, float
             print(f"Weights & Biases kept the run offline; send it with: {command}")
     elif code in (STOPPED, INTERRUPTED):
         again = "continue with the same command, or" if recorded else "continue with"
-        where = f"at step {status.step}" if status.answers is None else f"after {answers.done:,} answers"
+        answering = config.run.goal == "answers" or (status.answers is not None and not status.steps)
+        where = f"after {answers.done:,} answers" if answering else f"at step {status.step}"
         print(f"stopped {where}; {again}: specbatch resume {shlex.quote(shown)}")
     else:
         print(f"specbatch: {shown}: {status.why or 'the run failed'}", file=sys.stderr)

@@ -50,6 +50,7 @@ class Display:
         self._task: TaskID | None = None
         self._rows: list[MetricsLine] = []
         self._evaluated = 0
+        self._answered = False
         self._bars = Progress(
             TextColumn("{task.description:16}"),
             BarColumn(bar_width=24),
@@ -101,6 +102,12 @@ class Display:
         """Show how many prompts are answered."""
         self.update(answers.done, answers.of, answering_text(answers, status))
 
+    def answered(self, answers: AnswerCounts) -> None:
+        """Show how many prompts have an answer, once all were asked; later calls show nothing."""
+        if not self._answered:
+            self._answered = True
+            self.say(answered_text(answers))
+
     def evaluated(self, rows: list[MetricsLine], after: int = 0) -> None:
         """Show the evaluations among metrics, each once: after a rewind they are repeated, with the same results.
 
@@ -138,6 +145,12 @@ class Display:
             self._file.write(line + "\n")
         if not self.console.is_terminal:
             self.console.print(line, soft_wrap=True)
+
+
+def answered_text(answers: AnswerCounts) -> str:
+    """Return one line about the prompts after the last of them: how many have an answer, and why others have none."""
+    none = ", ".join(f"{count:,} {reason}" for reason, count in answers.refused.items())
+    return f"{answers.written:,} of {answers.of:,} prompts have an answer" + (f"; the others: {none}" if none else "")
 
 
 def answering_text(answers: AnswerCounts, status: Status) -> str:

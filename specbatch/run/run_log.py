@@ -13,7 +13,7 @@ from specbatch.evaluation.history import evaluations
 from specbatch.metrics_lines import MetricsTail
 from specbatch.run.progress import Display
 from specbatch.rundir import RunDir
-from specbatch.status_file import Status
+from specbatch.status_file import AnswerCounts, Status
 
 
 class RunLog(contextlib.ExitStack):
@@ -35,6 +35,11 @@ class RunLog(contextlib.ExitStack):
         self._told = max(evaluations(run_dir.metrics), default=0)
         self._interval_s, self._looked = config.run.log_interval_s, float("-inf")
         self._stage = self._idle = ""
+
+    def answered(self, answers: AnswerCounts) -> None:
+        """Write how many prompts have an answer."""
+        if self._display is not None:
+            self._display.answered(answers)
 
     def look(self, status: Status) -> None:
         """Write lines that are due."""

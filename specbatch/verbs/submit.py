@@ -101,9 +101,10 @@ def print_next(job: int, config: Config) -> None:
     print(f"an attempt costs at most {cost(config)}")
     for line in balance_lines(config):
         print(line)
+    kept = "the answers so far" if config.run.goal == "answers" else "a snapshot"
     for command, does in (
         (f"specbatch status {shown}", "show its state"),
         (f"specbatch logs -f {shown}", "follow its logs"),
-        (f"specbatch cancel {shown}", "end it, with a snapshot"),
+        (f"specbatch cancel {shown}", f"end it, with {kept}"),
     ):
         print(f"  {command:40}  # {does}")

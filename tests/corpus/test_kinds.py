@@ -221,6 +221,20 @@ def test_whatever_changes_with_an_answer_is_loss(kind: Kind) -> None:
     assert checked > 50
 
 
+def test_one_sample_for_each_turn_is_what_the_conversation_up_to_it_gives(kind: Kind) -> None:
+    for template in EVERY:
+        made = kind(template, SHUT, split_turns=True)
+        for row in (PLAIN, THOUGHT, PARALLEL, CHAINED):
+            conversation = read_row(row, "auto")
+            assert isinstance(conversation, Conversation)
+            samples = made.convert("f:1", row).samples
+            if len(samples) < len(conversation.assistant_turns):
+                continue  # the template does not show calls
+            for turn, (ids, mask) in zip(conversation.assistant_turns, samples, strict=True):
+                alone = made.turn(conversation, turn)
+                assert (ids.tolist(), mask.tolist()) == (alone[0].tolist(), alone[1].tolist())
+
+
 HOSTILE = ["HACK", " HACK<|stop|><|say|>HACK\n", "<|ask|>HACK<|shut|>", "<think>HACK</think>HACK", "", "/quick HACK",
            "<tool_response>HACK</tool_response>"]  # fmt: skip
 
@@ -243,6 +257,25 @@ def test_nothing_of_a_user_a_system_prompt_or_a_tool_is_ever_loss(kind: Kind, te
                     learnt += 1
                     assert "HACK" not in "".join(supervised(made, converted, i))
     assert learnt > 100
+
+
+def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclose_them(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|say|>{{ m.content }}<|stop|>\n"
+        "{% endgeneration %}{% else %}<|ask|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|say|>{% endif %}"
+    )
+    assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
+
+
+def test_an_empty_answer_is_its_end_also_where_the_template_writes_less_around_it(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|say|><think></think>"
+        "{% if m.content.strip() %}{{ '\n' + m.content }}{% endif %}<|stop|>{% else %}<|ask|>{{ m.content }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|say|>{% endif %}"
+    )
+    loss = ["<think></think><|stop|>", "<think></think>\nYes.<|stop|>"]
+    assert supervised(made, made.convert("f:1", talk("Hi?", "", "Hm?", "Yes."))) == loss
 
 
 def test_variables_reach_the_template_and_tools_and_a_day_may_be_among_them(kind: Kind) -> None:

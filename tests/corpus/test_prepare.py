@@ -16,9 +16,9 @@ import pytest
 
 from specbatch.config import Config
 from specbatch.corpus import Corpus, attach, corpus_of, make_plan, open_corpus, planned_steps, prepare
-from specbatch.corpus.convert import convert_rows
+from specbatch.corpus.convert import Conversion
 from specbatch.corpus.samples import Converted
-from specbatch.corpus.tokenizer import load_tokenizer
+from specbatch.corpus.tokenizer import load_tokenizer, tokenizer_size
 from specbatch.errors import RunError, UserError
 from specbatch.plan import HELD_OUT
 from specbatch.rundir import RunDir
@@ -322,25 +322,33 @@ def _same(a: list[Converted], b: list[Converted]) -> None:
 def test_any_number_of_processes_gives_the_same_samples_in_the_same_order(settings: Settings) -> None:
     config = settings({})
     rows = [(f"f:{i}", lines(talk("Hi", f"Answer {i}.")) if i % 7 else b"bad") for i in range(400)]
-    tokenizer = load_tokenizer(config)
 
     def converted(workers: int) -> list[Converted]:
-        batches = convert_rows(config, tokenizer, iter(rows), len(rows), prompts=False, workers=workers)
-        return [row for batch in batches for row in batch]
+        with Conversion(config, len(rows), prompts=False, workers=workers) as conversion:
+            assert conversion.tokenizer_size == tokenizer_size(load_tokenizer(config))
+            return [row for batch in conversion.batches(iter(rows)) for row in batch]
 
     _same(converted(1), converted(4))
 
 
 @pytest.mark.light
-def test_a_killed_process_of_the_preparation_ends_it_with_an_error(settings: Settings) -> None:
-    config = settings({})
+def test_a_killed_process_of_the_preparation_ends_it_with_an_error(settings: Settings, target_copy: Path) -> None:
+    config = settings({}, target=target_copy)
     rows = ((f"f:{i}", lines(talk("Hi", f"Answer {i}."))) for i in range(100_000))
     others = set(multiprocessing.active_children())
-    batches = convert_rows(config, load_tokenizer(config), rows, 100_000, prompts=False, workers=2)
-    next(batches)
-    (set(multiprocessing.active_children()) - others).pop().kill()
-    with pytest.raises(RunError, match=r"was killed.*data\.workers"):
-        list(batches)
+    with Conversion(config, 100_000, prompts=False, workers=2) as conversion:
+        batches = conversion.batches(rows)
+        next(batches)
+        (set(multiprocessing.active_children()) - others).pop().kill()
+        with pytest.raises(RunError, match=r"was killed.*data\.workers"):
+            list(batches)
+    for path in target_copy.glob("tokenizer*"):
+        path.unlink()
+    with (
+        Conversion(config, 100_000, prompts=False, workers=2) as conversion,
+        pytest.raises(UserError, match=r"target\.path: the tokenizer in "),
+    ):
+        list(conversion.batches(rows))
 
 
 @pytest.mark.light

@@ -27,7 +27,7 @@ from specbatch.run.answering import answers_first
 from specbatch.run.attempts import begin_attempt
 from specbatch.run.components import packs_are_claimed
 from specbatch.run.prepare import prepare_prompts
-from specbatch.rundir import RunDir, write_whole
+from specbatch.rundir import RunDir, read_json, write_whole
 
 ROWS = 60
 DELAY_S = 0.25
@@ -42,7 +42,8 @@ def url() -> Iterator[str]:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             time.sleep(DELAY_S)
             message = {"role": "assistant", "content": f"You ask: {asked['messages'][-1]['content']}"}
-            choice = {"finish_reason": "stop", "message": message}
+            endless = "Endless" in asked["messages"][-1]["content"]
+            choice = {"finish_reason": "length" if endless else "stop", "message": message}
             body = json.dumps({"choices": [choice], "usage": {"completion_tokens": 4}}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -115,12 +116,16 @@ def test_whatever_is_killed_each_prompt_is_answered_once(tiny_target: Path, url:
     assert f"answers   {ROWS} of {ROWS} written; {ROWS} as served" in told
 
 
-@pytest.mark.light
-def test_a_run_may_answer_its_prompts_before_it_trains_on_them(tiny_target: Path, url: str, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": f"Is it {n}?"}) + "\n" for n in range(6)))
-    (tmp_path / "run.yaml").write_text(
+LEAD = "import pathlib, sys; from specbatch.run import components; components.head(pathlib.Path(sys.argv[1]), 1)"
+
+
+def begun(tiny_target: Path, url: str, folder: Path, words: str) -> RunDir:
+    """The first attempt of a run that answers six prompts twice before it trains, which nothing works on yet."""
+    folder.mkdir(exist_ok=True)
+    (folder / "in.jsonl").write_text("".join(json.dumps({"prompt": f"{words} {n}?"}) + "\n" for n in range(6)))
+    (folder / "run.yaml").write_text(
         f"""
-run: {{dir: {tmp_path / "run"}}}
+run: {{dir: {folder / "run"}}}
 target: {{path: {tiny_target}}}
 data: {{train: [in.jsonl], max_tokens: 128, cache_dir: cache, workers: 1,
   regenerate: {{answers: 2, rows_per_shard: 4, endpoint: "{url}", model: x}}}}
@@ -131,15 +136,21 @@ store: {{bytes_per_rank: 32MiB}}
 evaluate: {{prompts: 0}}
 """
     )
-    config = load_config(tmp_path / "run.yaml")
+    config = load_config(folder / "run.yaml")
     run_dir = RunDir(Path(config.run.dir))
     run_dir.make()
     write_whole(run_dir.config, dump_config(config).encode())
     prepare_prompts(run_dir, config)
     run_dir.attempt(1).mkdir(parents=True)
     begin_attempt(run_dir, 1)
-    lead = "import pathlib, sys; from specbatch.run import components; components.head(pathlib.Path(sys.argv[1]), 1)"
-    with subprocess.Popen([sys.executable, "-c", lead, str(run_dir.root)]) as head:
+    return run_dir
+
+
+@pytest.mark.light
+def test_a_run_may_answer_its_prompts_before_it_trains_on_them(tiny_target: Path, url: str, tmp_path: Path) -> None:
+    run_dir = begun(tiny_target, url, tmp_path, "Is it")
+    config = load_config(run_dir.config)
+    with subprocess.Popen([sys.executable, "-c", LEAD, str(run_dir.root)]) as head:
         try:
             assert answers_first(run_dir, config)
             engine.main(run_dir, 1, 0)
@@ -151,5 +162,25 @@ evaluate: {{prompts: 0}}
             with contextlib.closing(Client(read(run_dir.rendezvous(1), 1))) as client:  # type: ignore[arg-type]
                 report = client.status()
             assert (report.step, report.steps, report.ranks) == (0, 2, 0)
+            # What became of the prompts stays in the status, and stands in the log.
+            until = time.monotonic() + 30
+            while (status := read_json(run_dir.status))["stage"] != "starting" and time.monotonic() < until:
+                time.sleep(0.05)
+            assert (status["stage"], status["steps"], status["answers"]["written"]) == ("starting", 2, 12)
+            assert "12 of 12 prompts have an answer\n" in run_dir.log.read_text()
         finally:
             head.kill()
+
+
+@pytest.mark.light
+def test_a_run_without_any_answer_has_nothing_to_train_on(tiny_target: Path, url: str, tmp_path: Path) -> None:
+    run_dir = begun(tiny_target, url, tmp_path, "Endless")
+    with subprocess.Popen([sys.executable, "-c", LEAD, str(run_dir.root)]) as head:
+        engine.main(run_dir, 1, 0)
+        assert head.wait(60) != 0
+    status = read_json(run_dir.status)
+    assert status["state"] == "failed"
+    assert status["why"] == (
+        "there is nothing to train on: 0 of 12 prompts have an answer; the others: 12 an answer without an end; "
+        "raise data.regenerate.max_new_tokens, or set data.regenerate.unfinished: keep"
+    )
