@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_VALUE = 2
 """Bytes of a value of the hidden states: bfloat16."""
+EMBEDDINGS = -1
+"""Stands for the layer before the first one: its output is the embedding of each token, or of each part of an image."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class TensorSpec:
     """One tensor that is captured from the target."""
 
     layers: tuple[int, ...] | None
-    """Decoder layers, from 0, ascending, whose outputs are concatenated; None means the states after the final norm."""
+    """Decoder layers, from 0, ascending, whose outputs are concatenated; None means the states after the final norm,
+    and `EMBEDDINGS` the input of the first layer."""
     width: int
     """Values per row."""
 
@@ -224,6 +227,9 @@ class Algorithm(ABC):
     changed_logits: ClassVar[bool] = False
     """Whether it can learn from targets whose logits are scaled, capped or biased (`specbatch.target.Logits`). If not,
     such targets are refused before anything starts."""
+    reads_images: ClassVar[bool] = False
+    """Whether it can learn from conversations with images (``data.images``). If not, they are refused before anything
+    starts."""
 
     def __init__(self, config: Config, target: TargetShape) -> None:
         self.config, self.target = config, target

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from specbatch.corpus import Sample
 from specbatch.dispatch.messages import Fault
 from specbatch.drafts.base import CaptureContract
 from specbatch.pack_manifest import Chunk, PackId
@@ -90,6 +91,8 @@ class NotCaptured(msgspec.Struct, frozen=True, tag=True):
     """Sample that failed; None if it was no particular one."""
     why: str
     fault: Fault
+    final: bool = False
+    """Whether every engine would fail in the same way, with any pack of this kind."""
 
 
 Result = Captured | NotCaptured
@@ -106,6 +109,18 @@ def new_capture_request(
     """
     wanted = {name: ranges(positions) for name, positions in rows.items()}
     return CaptureRequest(claim, pack, sample, segment, len(tokens), digest(tokens), wanted)
+
+
+def needed_tokens(sample: Sample, rows: Mapping[str, np.ndarray]) -> int:
+    """Return the number of a sample's first tokens that an engine has to compute; 0 if none.
+
+    Args:
+        rows: positions of each tensor to capture, ascending.
+    """
+    # The states of a token depend on those before it only.
+    needed = max((int(positions[-1]) + 1 for positions in rows.values() if positions.size), default=0)
+    # SGLang decodes the tokens that come with images and encodes their text again: a cut text may give others.
+    return len(sample.input_ids) if needed and sample.images else needed
 
 
 def sources(contract: CaptureContract, hidden: int) -> dict[str, Ranges | None]:

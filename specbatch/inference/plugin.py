@@ -157,7 +157,7 @@ def around_forward(original: Callable[..., Any], worker: Any, batch: Any = None,
     if probe is not None and probe[0] == HOOKED:
         runner = worker.model_runner
         # On all ranks, since all have to compute in the same way.
-        watch = Watch(runner.model, runner.model_config.num_hidden_layers)
+        watch = Watch(runner.model, runner.model_config.num_hidden_layers, _layers[0])
         with without_graphs(runner), watch:
             result = original(worker, batch, *args, **kwargs)
         if _proof is not None:

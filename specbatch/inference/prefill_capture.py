@@ -200,11 +200,17 @@ class PrefillRows:
             return f"SGLang aborted it: {ended.to_json()['message']}"
         if request.is_retracted:
             return "SGLang put it back into its queue"
-        if (
-            len(request.origin_input_ids) != piece.request.tokens
-            or digest(request.origin_input_ids) != piece.request.digest
-        ):
-            return "SGLang ran other tokens than those sent"
+        # Without the numbers that stand for images in SGLang's cache.
+        ids = request.origin_input_ids_unpadded
+        if len(ids) != piece.request.tokens or digest(ids) != piece.request.digest:
+            if request.multimodal_inputs is None:
+                return "SGLang ran other tokens than those sent"
+            piece.final = True
+            return (
+                f"SGLang expands the images of sample {piece.request.sample} to {len(ids)} tokens in all, but "
+                f"{piece.request.tokens} were prepared with the target's image processor, or others: the installed "
+                "transformers or the target's files are not those that prepared the data; prepare it again with them"
+            )
         for name, count in piece.rows.items():
             first = self.starts[index][name]
             if not bool(self.finite[name][first : first + count].all()):

@@ -239,7 +239,9 @@ class Eagle3Module(DraftModule):
             layers = aux.split(self.config.hidden_size, -1)
             aux = torch.cat([norm(layer) for norm, layer in zip(self.fc_norm, layers, strict=True)], -1)
         z = self.fc(aux)
-        a = self._inputs(pack, columns.token_C + 1, z)
+        # With images, not everything that is read is the embedding of a token.
+        embeds = pack.rows.get("embeds")
+        a = self._inputs(pack, columns.token_C + 1, z) if embeds is None else self._normalised(embeds, z)
         key = rotate(attention.heads(attention.k_proj, a), *self._rotation(columns.position_C, z))
         return z, key, attention.heads(attention.v_proj, a)
 
@@ -316,11 +318,13 @@ class Eagle3Module(DraftModule):
 
     def _inputs(self, pack: PackTensors, token: Tensor, z: Tensor) -> Tensor:
         """Return the embeddings of the tokens that the columns read, and their states, both normalised: ``[N, 2H]``."""
-        layer = self.layers[0]
         ids = pack.input_ids[token.to(z.device, non_blocking=True)]
         table = self.embed_tokens.weight if self.embedding is None else self.embedding
-        embedded = F.embedding(ids, table).to(z.dtype)
-        return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(z)], -1)
+        return self._normalised(F.embedding(ids, table), z)
+
+    def _normalised(self, embeds: Tensor, z: Tensor) -> Tensor:
+        layer = self.layers[0]
+        return torch.cat([layer.input_layernorm(embeds.to(z.dtype)), layer.hidden_norm(z)], -1)
 
 
 def _index(there: Tensor, wanted: Tensor, device: torch.device) -> Tensor | None:
