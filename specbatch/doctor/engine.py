@@ -12,7 +12,7 @@ from specbatch.corpus.images import as_sent
 from specbatch.doctor.finding import Finding, failed, guarded, not_checked
 from specbatch.doctor.site import Place
 from specbatch.doctor.store import ATTEMPT, JOIN_S, connection_of, segment_of
-from specbatch.drafts.base import EMBEDDINGS, CaptureContract, algorithm_of
+from specbatch.drafts.base import CaptureContract, algorithm_of
 from specbatch.errors import RunError
 from specbatch.inference.capture_request import (
     Captured,
@@ -72,7 +72,7 @@ def captures(place: Place, join_s: float = JOIN_S) -> Iterator[Finding]:
     try:
         with capture_server(config, target, settings, log, requests=2) as server:
             yield Finding("engine", f"started in {time.monotonic() - begun:.0f} s", expected)
-            layers = ", ".join(str(layer) for layer in contract.layers if layer != EMBEDDINGS)
+            layers = ", ".join(map(str, contract.layers))
             yield Finding(
                 CAPTURED, f"the outputs of layers {layers}, and the last states", "the input of the next layer"
             )

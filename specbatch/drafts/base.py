@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 BYTES_PER_VALUE = 2
 """Bytes of a value of the hidden states: bfloat16."""
-EMBEDDINGS = -1
-"""Stands for the layer before the first one: its output is the embedding of each token, or of each part of an image."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class TensorSpec:
     """One tensor that is captured from the target."""
 
     layers: tuple[int, ...] | None
-    """Decoder layers, from 0, ascending, whose outputs are concatenated; None means the states after the final norm,
-    and `EMBEDDINGS` the input of the first layer."""
+    """Decoder layers, from 0, ascending, whose outputs are concatenated; None means the states after the final norm. No
+    layers means the embeddings that the first layer reads: those of tokens, and of parts of images."""
     width: int
     """Values per row."""
 

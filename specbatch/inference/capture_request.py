@@ -48,7 +48,7 @@ class CaptureSettings(msgspec.Struct, frozen=True):
     """Values per row of each tensor."""
     sources: dict[str, Ranges | None]
     """Columns of SGLang's concatenated captured layers that each tensor consists of; None for the states after the
-    final norm."""
+    final norm, and no columns for the embeddings that the first layer reads."""
     buffer_bytes: int
     """Bytes of host memory for rows that are being stored."""
     put_timeout_s: float
@@ -135,8 +135,8 @@ def sources(contract: CaptureContract, hidden: int) -> dict[str, Ranges | None]:
         if spec.layers is None:
             found[name] = None
             continue
-        columns = np.concatenate([np.arange(hidden) + place[layer] * hidden for layer in spec.layers])
-        found[name] = ranges(columns)
+        columns = [np.arange(hidden) + place[layer] * hidden for layer in spec.layers]
+        found[name] = ranges(np.concatenate(columns)) if columns else ()
     return found
 
 

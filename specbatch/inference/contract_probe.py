@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from specbatch.drafts.base import EMBEDDINGS
 from specbatch.inference.capture_request import PROBE
 
 TOLERANCE = 2.0**-6
@@ -36,11 +35,10 @@ class Watch:
     Args:
         model: SGLang's model.
         count: number of its decoder layers.
-        first: the first layer whose output is recorded: 0, or `EMBEDDINGS`.
     """
 
-    def __init__(self, model: torch.nn.Module, count: int, first: int = 0) -> None:
-        self.model, self.count, self.first = model, count, min(first, 0)
+    def __init__(self, model: torch.nn.Module, count: int) -> None:
+        self.model, self.count = model, count
         self.outputs: dict[int, torch.Tensor] = {}
         """Outputs ``[rows, hidden]`` of each layer except the last."""
         self.head: torch.nn.Module | None = None
@@ -54,7 +52,7 @@ class Watch:
         except Unprovable as error:
             self.problem = str(error)
             return self
-        for layer in range(self.first, self.count - 1):
+        for layer in range(self.count - 1):
             before = self._keep_of(layer)
             self._handles.append(stack[layer + 1].register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(processor.register_forward_pre_hook(self._keep_head, with_kwargs=True))
@@ -119,9 +117,9 @@ class Proof:
             if not worst <= TOLERANCE:
                 meant = [i for i, states in watch.outputs.items() if _worst(captured[layer], states[rows]) <= TOLERANCE]
                 return (
-                    f"SGLang's {self.name} does not provide what {_named(layer)} passes to layer {layer + 1}: the "
+                    f"SGLang's {self.name} does not provide what layer {layer} passes to layer {layer + 1}: the "
                     f"relative difference is {worst:.2g}, and at most {TOLERANCE:.2g} is rounding"
-                    + "".join(f"; it is the output of {_named(other)}" for other in meant[:1])
+                    + "".join(f"; it is the output of layer {other}" for other in meant[:1])
                 )
         return self._last(watch, output, rows)
 
@@ -165,10 +163,6 @@ class Proof:
                 f"differ from the engine's by {difference:.2g}, and at most {2 * TOLERANCE:.2g} is rounding"
             )
         return None
-
-
-def _named(layer: int) -> str:
-    return "the embedding" if layer == EMBEDDINGS else f"layer {layer}"
 
 
 def probe_of(batch: Any) -> tuple[int, slice] | None:

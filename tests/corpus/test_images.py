@@ -188,7 +188,8 @@ def test_images_of_other_targets_algorithms_and_purposes_are_refused_by_name(
     def refused(target: Path, *overrides: str) -> str:
         path = tmp_path / "a.yaml"
         path.write_text(
-            f"run: {{dir: '{tmp_path}/run'}}\ntarget: {{path: '{target}'}}\ndata: {{train: [a.jsonl], max_tokens: 256}}\n"
+            f"run: {{dir: '{tmp_path}/run'}}\ntarget: {{path: '{target}'}}\n"
+            "data: {train: [a.jsonl], max_tokens: 256}\n"
         )
         with pytest.raises(UserError) as caught:
             check(load_config(path, ["--data.images=true", *overrides]))

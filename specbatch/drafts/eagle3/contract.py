@@ -22,7 +22,7 @@ from functools import cached_property
 
 import numpy as np
 
-from specbatch.drafts.base import EMBEDDINGS, TensorSpec
+from specbatch.drafts.base import TensorSpec
 from specbatch.drafts.layers_and_last import LayersAndLast
 from specbatch.drafts.masks import Masks
 
@@ -39,7 +39,7 @@ class Eagle3Contract(LayersAndLast):
 
     @cached_property
     def tensors(self) -> dict[str, TensorSpec]:
-        embeds = {"embeds": TensorSpec((EMBEDDINGS,), self.hidden)} if self.images else {}
+        embeds = {"embeds": TensorSpec((), self.hidden)} if self.images else {}
         return {**super().tensors, **embeds}
 
     def rows(self, loss_mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specbatch.drafts.base import EMBEDDINGS
 from specbatch.drafts.eagle3.contract import Eagle3Contract, default_aux_layers
 from specbatch.drafts.eagle3.cost import costs_of
 from specbatch.drafts.eagle3.memory import Shape
@@ -96,6 +95,6 @@ def test_with_images_each_column_reads_the_embedding_of_the_token_after_it() -> 
     contract = replace(CONTRACT, images=True)
     rows = contract.rows(np.array([0, 0, 1, 1, 1, 1], dtype=bool))
     assert rows["embeds"].tolist() == [1, 2, 3, 4]
-    assert contract.layers == (EMBEDDINGS, 1, 2, 3)
+    assert contract.layers == (1, 2, 3)
     assert contract.aux_layers == (1, 2, 3)
     assert contract.widths == {"aux": 12, "last": 4, "embeds": 4}
