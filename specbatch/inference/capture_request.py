@@ -7,16 +7,18 @@ socket when the rows are in the store, which may be after SGLang has answered th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 import xxhash
 
-from specbatch.corpus import Sample
 from specbatch.dispatch.messages import Fault
 from specbatch.drafts.base import CaptureContract
 from specbatch.pack_manifest import Chunk, PackId
+
+if TYPE_CHECKING:
+    from specbatch.corpus import Sample
 
 SETTINGS_VARIABLE = "SPECBATCH_CAPTURE"
 """Environment variable with the path of a file of `CaptureSettings`; without it, the plugin captures nothing."""

@@ -178,8 +178,10 @@ def around_forward(original: Callable[..., Any], worker: Any, batch: Any = None,
 
 
 def _embeddings(model: Any, batch: Any, output: Any) -> Any:
-    """Return the embeddings that the first layer read in a prefill, ``[rows, hidden]``, as SGLang gives them to a draft:
-    those of images instead of their tokens'. Called on all ranks, since each may have a part of the vocabulary."""
+    """Return the embeddings that the first layer read in a prefill, ``[rows, hidden]``, as a draft is given them.
+
+    Called on all ranks, since each may have a part of the vocabulary.
+    """
     if output.mm_input_embeds is not None:
         return output.mm_input_embeds
     return getattr(model, "language_model", model).get_input_embeddings()(batch.input_ids)

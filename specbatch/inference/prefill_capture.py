@@ -205,18 +205,9 @@ class PrefillRows:
             return f"SGLang aborted it: {ended.to_json()['message']}"
         if request.is_retracted:
             return "SGLang put it back into its queue"
-        text_only = request.multimodal_inputs is None
-        # In the other ids, numbers stand for images in SGLang's cache.
-        ids = request.origin_input_ids if text_only else request.origin_input_ids_unpadded
-        if len(ids) != piece.request.tokens or digest(ids) != piece.request.digest:
-            if text_only:
-                return "SGLang ran other tokens than those sent"
-            piece.final = True
-            return (
-                f"SGLang expands the images of sample {piece.request.sample} to {len(ids)} tokens in all, but "
-                f"{piece.request.tokens} were prepared with the target's image processor, or others: the installed "
-                "transformers or the target's files are not those that prepared the data; prepare it again with them"
-            )
+        if (why := other_tokens(request, piece.request)) is not None:
+            piece.final = request.multimodal_inputs is not None
+            return why
         for name, count in piece.rows.items():
             first = self.starts[index][name]
             if not bool(self.finite[name][first : first + count].all()):
@@ -230,6 +221,22 @@ def capture_request_of(request: Any) -> CaptureRequest | None:
     if not isinstance(parameters, dict) or CAPTURE_REQUEST_KEY not in parameters:
         return None
     return msgspec.convert(parameters[CAPTURE_REQUEST_KEY], CaptureRequest)
+
+
+def other_tokens(request: Any, capture: CaptureRequest) -> str | None:
+    """Return why a request's tokens are not those of its capture request; None if they are."""
+    with_images = request.multimodal_inputs is not None
+    # In the other ids, numbers stand for images in SGLang's cache.
+    ids = request.origin_input_ids_unpadded if with_images else request.origin_input_ids
+    if len(ids) == capture.tokens and digest(ids) == capture.digest:
+        return None
+    if not with_images:
+        return "SGLang ran other tokens than those sent"
+    return (
+        f"SGLang makes {len(ids)} tokens of sample {capture.sample} and its images, and they are not the "
+        f"{capture.tokens} that were prepared with the target's image processor: the engine has another version of "
+        "transformers, or the target's processor files have changed; prepare the data with what the engine has"
+    )
 
 
 def _select(tensor: torch.Tensor, rows: np.ndarray) -> torch.Tensor:

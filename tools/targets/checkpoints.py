@@ -106,7 +106,8 @@ ARCHITECTURES = {
     "Mistral-3": Architecture("mistral3", "Mistral3ForConditionalGeneration", {"sliding_window": None}),
     "Mistral-3-Images": Architecture(
         "mistral3", "Mistral3ForConditionalGeneration", {"sliding_window": None},
-        {"image_token_index": len(SPECIAL)}, sees={"image_size": 112, "head_dim": 16, "hidden_act": "silu"}, images=True,
+        {"image_token_index": len(SPECIAL)},
+        sees={"image_size": 112, "head_dim": 16, "hidden_act": "silu"}, images=True,
     ),
     "Llama-4": Architecture("llama4", "Llama4ForConditionalGeneration", LLAMA_4),
 }  # fmt: skip
