@@ -159,6 +159,11 @@ def check_plan(
             "data.heldout: no sample can be used for evaluation (prompts without answers?); give "
             "conversations with answers, or leave training.evaluate_interval_steps out"
         )
+    if config.data.images and config.evaluate.prompts and corpus.heldout and not corpus.heldout.part.prompts:
+        raise UserError(
+            "data.heldout: every prompt has images, and evaluate.prompts counts prompts without; add conversations "
+            "without images, or set evaluate.prompts: 0"
+        )
     warnings = algorithm.check_corpus(corpus)
     check_store(config, plan, corpus, algorithm, bytes_S)
     return warnings + _warn_of_warmup(config, min(plan.steps, config.training.max_steps or plan.steps))

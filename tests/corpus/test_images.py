@@ -14,12 +14,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from specbatch.checks import check
+from specbatch.checks import check, check_plan
 from specbatch.config import Config, load_config
-from specbatch.corpus import corpus_of, prepare
+from specbatch.corpus import corpus_of, make_plan, prepare
 from specbatch.corpus.conversation import IMAGE, Conversation, Rejected, read_row
 from specbatch.corpus.images import ImageError, as_sent
+from specbatch.drafts.base import algorithm_of
 from specbatch.errors import UserError
+from specbatch.target import read_target
 from tools.targets.checkpoints import OF_IMAGES, SPECIAL, make_checkpoint
 
 FIRST_ID = len(SPECIAL)
@@ -180,6 +182,12 @@ def test_prompts_with_images_are_not_kept_for_evaluations(sees: Path, settings: 
     heldout = corpus_of(prepare(config)).heldout
     assert heldout is not None
     assert (len(heldout), len(heldout.prompts())) == (2, 1)
+    config = settings(
+        {"a.jsonl": lines, "c.jsonl": lines.splitlines()[0]}, target=sees, heldout=("c.jsonl",), images=True
+    )
+    corpus = corpus_of(prepare(config))
+    with pytest.raises(UserError, match=r"data\.heldout: every prompt has images"):
+        check_plan(config, make_plan(config, corpus), corpus, algorithm_of(config, read_target(str(sees))))
 
 
 def test_images_of_other_targets_algorithms_and_purposes_are_refused_by_name(
