@@ -86,7 +86,9 @@ def compare_rows(run: Path, target: Path, model: Any) -> float:
                 states = states_of(model, sample, pixels(target, corpus.sample(number).images))
                 for name, rows in contract.rows(mask.numpy()).items():
                     layers = contract.tensors[name].layers
-                    parts = [states[-1]] if layers is None else [states[layer + 1] for layer in layers]
+                    # No layers are the embeddings.
+                    chosen = [-1] if layers is None else [layer + 1 for layer in layers] or [0]
+                    parts = [states[number] for number in chosen]
                     expected[name].append(torch.cat(parts, -1)[torch.from_numpy(rows)])
             for name, parts in expected.items():
                 truth, found = torch.cat(parts), pack.tensors[name].float()
