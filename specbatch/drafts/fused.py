@@ -65,7 +65,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 @Fused
 def compare(logits_NV: Tensor, truth_NV: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the cross-entropy against a distribution, and its gradient.
+    """Compute the cross-entropy against a distribution, and its gradient. Its results can't be differentiated.
 
     Args:
         logits_NV: the draft's logits, float32 or wider.
@@ -77,7 +77,9 @@ def compare(logits_NV: Tensor, truth_NV: Tensor, weight: Tensor) -> tuple[Tensor
     """
     log_q = logits_NV.log_softmax(-1)
     cross_entropy_N = -(truth_NV * log_q).sum(-1) * weight
-    return cross_entropy_N, log_q.argmax(-1), (log_q.exp() - truth_NV) * weight
+    likely_N = log_q.max(-1).indices
+    # In place: on a CPU, memory for each intermediate result would take longer than its arithmetic.
+    return cross_entropy_N, likely_N, log_q.exp_().sub_(truth_NV).mul_(weight)
 
 
 @Fused

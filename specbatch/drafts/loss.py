@@ -114,6 +114,10 @@ def _distill(
     size = chunk_positions(each, gpu=gpu)
     ends = [chosen.target_M[[0, -1]].tolist() for chosen in loss_rows if len(chosen.target_M)]
     begin, end = min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1
+    # Gradients of all unrolled steps together, for one product with the head in each direction. Allocated once: on a
+    # CPU, new memory of this size takes longer than writing to it.
+    most = min(size, max((len(chosen.row_M) for chosen in loss_rows), default=0)) if gradients is not None else 0
+    d_logits_MV = head.new_empty(len(loss_rows) * most, vocab, dtype=factor)
     for first in range(begin, end, size):
         last = heads.last_PH[first : min(first + size, end)]
         truth = logits_of_target(last, heads.target_VH, heads.target_bias_V, heads.target_logits).softmax(-1)
@@ -122,25 +126,21 @@ def _distill(
         parts = [slice(*torch.searchsorted(chosen.target_M, bounds).tolist()) for chosen in loss_rows]
         rows: list[tuple[int, Tensor]] = []
         states: list[Tensor] = []
-        learning = sum(part.stop - part.start for part in parts) if gradients is not None else 0
-        # Gradients of all unrolled steps together, for one product with the head in each direction.
-        d_logits_MV = head.new_empty(learning, len(head), dtype=factor)
         done = 0
         for step, (chosen, part) in enumerate(zip(loss_rows, parts, strict=True)):
             count = part.stop - part.start
             if not count:
                 continue
             row = chosen.row_M[part].to(device, non_blocking=True)
-            here = (chosen.target_M[part] - first).to(device, non_blocking=True)
+            here = _selection(chosen.target_M[part] - first, device)
             state = states_NH[step][row]
             normal = state if heads.norm_H is None else rms_norm(state, heads.norm_H, heads.eps)
             logits = product(normal, head.T)
             del normal
-            all_here = count == len(truth)
-            loss, guess, d_logit = heads.compare(logits, truth if all_here else truth[here], weights[step])
+            loss, guess, d_logit = heads.compare(logits, truth[here], weights[step])
             del logits
             result[0, step] += loss.sum()
-            result[1, step] += (guess == (likely if all_here else likely[here])).sum()
+            result[1, step] += (guess == likely[here]).sum()
             if guesses is not None:
                 guesses[step][part] = guess
             if gradients is not None:
@@ -150,9 +150,19 @@ def _distill(
                 done += count
             del d_logit
         del truth
-        if rows and gradients is not None:
-            _differentiate(gradients, rows, torch.cat(states), d_logits_MV, heads)
+        if gradients is not None and rows:
+            _differentiate(gradients, rows, torch.cat(states), d_logits_MV[:done], heads)
     return result
+
+
+def _selection(index_M: Tensor, device: torch.device) -> Tensor | slice:
+    """Return the indices, or the slice that they are, which takes no copy of the rows.
+
+    Args:
+        index_M: strictly ascending, on the host.
+    """
+    first, last = int(index_M[0]), int(index_M[-1])
+    return slice(first, last + 1) if last - first + 1 == len(index_M) else index_M.to(device, non_blocking=True)
 
 
 def _differentiate(

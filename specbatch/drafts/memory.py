@@ -25,7 +25,7 @@ def position_bytes(vocab: int, hidden: int, steps: int, *, wide: int, value: int
     Args:
         wide, value, factor: bytes of a logit, of a weight, and of a logit's gradient if it is kept.
     """
-    compared = 6 * wide * vocab + steps * hidden * value
+    compared = 5 * wide * vocab + steps * hidden * value
     return vocab * steps * factor + max(compared, steps * hidden * normalised_bytes(value, wide))
 
 

@@ -26,7 +26,10 @@ CASES: dict[str, tuple[fused.Fused, Callable[[int], tuple]]] = {
     "rms_norm": (fused.rms_norm, lambda n: (leaf(n, 24), leaf(24), 1e-5)),
     "rotate": (fused.rotate, lambda n: (leaf(n, 4, 8), *angles(n))),
     "swiglu": (fused.swiglu, lambda n: (leaf(n, 40), leaf(n, 40, seed=1))),
-    "compare": (fused.compare, lambda n: (leaf(n, 50), leaf(n, 50, seed=1).detach().softmax(-1), torch.tensor(0.3))),
+    "compare": (
+        fused.compare,
+        lambda n: (leaf(n, 50).detach(), leaf(n, 50, seed=1).detach().softmax(-1), torch.tensor(0.3)),
+    ),
     "acceptance": (
         fused.compare_by_acceptance,
         lambda n: (leaf(n, 50), leaf(n, 50, seed=1).detach().softmax(-1), torch.tensor(0.3)),
@@ -61,5 +64,6 @@ def outcome(function: Callable, arguments: tuple) -> list[Tensor]:
     result = function(*arguments)
     results = list(result) if isinstance(result, tuple) else [result]
     leaves = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
-    sum(r.sum() for r in results if r.requires_grad).backward()
+    if leaves:
+        sum(r.sum() for r in results if r.requires_grad).backward()
     return [*(r.detach() for r in results), *(a.grad for a in leaves if a.grad is not None)]

@@ -59,10 +59,11 @@ def test_operations_of_a_draft_by_hand():
     """Three tokens, all of them loss tokens: one target position, which column 0 learns from in the first step."""
     masks = Masks.of([np.array([True] * 3)])
     costs = costs_of(masks, 2, SHAPE)
-    first, key_value, layer, target, head, score = 6 * 2, 4 * 2 * 2, 4 * 4 + 4 * 2 + 3 * 2 * 5, 2 * 7, 2 * 7, 2 * 4
-    forward = 2 * (first + key_value + layer + target + head + score)
+    first, key_value, token, layer = 6 * 2, 4 * 2 * 2, 2 * (4 + 2 * 2), 2 * 4 + 4 * 2 + 3 * 2 * 5
+    target, head, score = 2 * 7, 2 * 7, 2 * 4
+    forward = 2 * (first + key_value + token + layer + target + head + score)
     assert costs.forward_flops_S.tolist() == [forward]
-    backward = 2 * (2 * first + 3 * (key_value + layer + head) + target + 3.5 * score)
+    backward = 2 * (2 * first + 3 * (key_value + token + layer + head) + target + 3.5 * score)
     assert costs.flops_S.tolist() == [backward]
     assert costs_of(masks, 2, replace(SHAPE, train_head=False)).flops_S.tolist() == [backward - 2 * head]
 

@@ -30,6 +30,8 @@ class StepRows:
     """Position in the sample."""
     token_N: Tensor
     """Index into the pack's ``input_ids`` of the token at that position."""
+    read_N: Tensor
+    """Index among the chunk's tokens of the token that the column reads."""
     learns_M: Tensor
     """Indices of the columns that learn, ascending."""
     target_M: Tensor
@@ -46,6 +48,9 @@ class ColumnChunk:
     """The pack's columns whose keys they see."""
     samples: tuple[tuple[int, int], ...]
     """First and one past the last of these keys, for each sample."""
+    tokens: Tensor
+    """int64: indices into the pack's ``input_ids`` of the tokens that the columns read in any step, ascending, on the
+    host."""
     steps: tuple[StepRows, ...]
 
     @property
@@ -74,9 +79,11 @@ def _chunk(columns: Columns, chosen: Tensor) -> ColumnChunk:
     keys = slice(seen[0][0], last_row + 1)
     samples = tuple((first - keys.start, min(end, keys.stop) - keys.start) for first, end in seen)
     target_KN = columns.target_KC[:, chosen]
+    lives = [(target_KN[step:] >= 0).any(0).nonzero().flatten() for step in range(len(target_KN))]
+    reads = [columns.token_C[chosen[live]] + 1 + step for step, live in enumerate(lives)]
+    tokens = torch.cat(reads).unique()
     steps: list[StepRows] = []
-    for step in range(len(target_KN)):
-        live = (target_KN[step:] >= 0).any(0).nonzero().flatten()
+    for step, live in enumerate(lives):
         before = steps[-1].live_N if steps else live
         target = target_KN[step, live]
         learns = (target >= 0).nonzero().flatten()
@@ -87,8 +94,9 @@ def _chunk(columns: Columns, chosen: Tensor) -> ColumnChunk:
                 row_N=row[live] - keys.start,
                 position_N=columns.position_C[chosen[live]],
                 token_N=columns.token_C[chosen[live]],
+                read_N=torch.searchsorted(tokens, reads[step]),
                 learns_M=learns,
                 target_M=target[learns],
             )
         )
-    return ColumnChunk(chosen, keys, samples, tuple(steps))
+    return ColumnChunk(chosen, keys, samples, tokens, tuple(steps))

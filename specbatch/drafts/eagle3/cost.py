@@ -93,9 +93,11 @@ def _flops(
     scores = 1 + 2.5 if backward else 1.0
     flops = rows_S["aux"] * 2.0 * (first * shape.first + both * 2 * hidden * 2 * key)
     flops += rows_S["last"] * 2.0 * shape.head
+    # The columns of the first step read all tokens that those of later steps read.
+    flops += both * 2.0 * live_KS[0] * hidden * (query + 2 * key)
     for k, live_S in enumerate(live_KS):
-        own = 2 * hidden * 2 * key if k else 0
-        layer = 2 * hidden * query + own + query * hidden + 3 * hidden * shape.intermediate
+        own = hidden * 2 * key if k else 0
+        layer = hidden * query + own + query * hidden + 3 * hidden * shape.intermediate
         flops += both * 2.0 * live_S * layer
         flops += head * 2.0 * counts_KS[k] * shape.head
         flops += scores * 4.0 * query * pairs_KS[k]

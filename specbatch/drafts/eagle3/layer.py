@@ -24,6 +24,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(2 * hidden, config.num_key_value_heads * width, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * width, hidden, bias=False)
 
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights that project inputs to queries, keys and values. Their first half of columns is for the
+        embedding."""
+        return self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
+
     def heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
         """Return the projection of ``x``, ``[N, heads, head_dim]``."""
         return projection(x).unflatten(-1, (-1, self.width))

@@ -115,7 +115,10 @@ def step_bytes(shape: Shape, work: StepWork) -> dict[str, int]:
     # On a GPU one pack is copied while another is trained; a CPU trains it in place.
     packs = (shape.aux_layers + 1 + shape.images) * shape.hidden * 2 * columns * (2 if work.gpu else 0)
 
-    inputs = shape.hidden * (4 * value + copy + (wide if shape.own_embedding else 0))
+    # The embedding and the state, before and after their norms' weights.
+    embedded = shape.hidden * (2 * value + (wide if shape.own_embedding else 0))
+    state = shape.hidden * (2 * value + copy)
+    inputs = embedded + state
     first = shape.hidden * value + keys * value
     if work.recompute != "all":
         # Packs are bfloat16. Norms also keep the values before their weights are applied.
@@ -131,13 +134,16 @@ def step_bytes(shape: Shape, work: StepWork) -> dict[str, int]:
     # A GPU keeps FlexAttention's output, besides the result after own keys were merged in.
     attention = (3 if work.gpu else 2) * (shape.heads * shape.head_dim * value + shape.heads * wide)
     always = 2 * shape.hidden * value + keys * value
-    whole = inputs + finish + attention
+    whole = state + finish + attention
     kept = {"none": whole, "all_but_attention": attention, "all": 0}[work.recompute] + always
+    # A chunk's tokens: the share of their embeddings in queries, keys and values, and its gradient.
+    projected = (shape.heads + 2 * shape.kv_heads) * shape.head_dim * value
+    tokens = 2 * projected + (0 if work.recompute == "all" else embedded)
     # For the step that is being differentiated: recomputed activations, and the gradients of its widest tensors.
     passing = 3 * shape.intermediate * value + (0 if work.recompute == "none" else whole)
-    # Each step's gradient of an embedding is as large as the embedding: the sum, the next one and the next sum.
+    # A chunk's gradient of an embedding is as large as the embedding.
     own = shape.embedding if shape.own_embedding else 0
-    inner, gradients = shape.layer + own, (shape.layer + 3 * own) * value
+    inner, gradients = shape.layer + own, (shape.layer + own) * value
     differentiated = chunk * passing + gradients + (0 if work.gpu else 4 * CPU_BLOCK_SCORES * wide)
 
     factor = value if work.gpu else wide
@@ -149,7 +155,7 @@ def step_bytes(shape: Shape, work: StepWork) -> dict[str, int]:
     parts = {
         "first step": columns * first,
         "sums": shared + (inner + head) * wide,
-        "chunk": chunk * work.ttt_steps * kept,
+        "chunk": chunk * (work.ttt_steps * kept + tokens),
         # The peak of a chunk's backward pass comes after that of its loss.
         "logits or gradients": max(logits, differentiated),
     }

@@ -241,7 +241,8 @@ class Eagle3Module(DraftModule):
         z = self.fc(aux)
         # With images, not everything that is read is the embedding of a token.
         embeds = pack.rows.get("embeds")
-        a = self._inputs(pack, columns.token_C + 1, z) if embeds is None else self._normalised(embeds, z)
+        read = self._embedded(pack, columns.token_C + 1) if embeds is None else self._normalised(embeds)
+        a = torch.cat([read, self.layers[0].hidden_norm(z)], -1)
         key = rotate(attention.heads(attention.k_proj, a), *self._rotation(columns.position_C, z))
         return z, key, attention.heads(attention.v_proj, a)
 
@@ -255,6 +256,10 @@ class Eagle3Module(DraftModule):
             z: states of the chunk's columns before the first step.
             k_first, v_first: keys and values of the first step that the chunk sees.
         """
+        attention = self.layers[0].self_attn
+        # A token is read by up to K columns, each in another step: its share of the projections is computed once.
+        of_tokens = self._saving("all", self._project_tokens, pack, chunk.tokens)
+        of_states = tuple(weight[:, self.config.hidden_size :] for weight in attention.inputs())
         made: list[tuple[Tensor, Tensor, Tensor]] = []
         states: list[Tensor] = []
         prefix_mask: PrefixMask | None = None
@@ -268,7 +273,7 @@ class Eagle3Module(DraftModule):
             if prefix_mask is None or rows.kept_N is not None:
                 prefix_mask = PrefixMask(rows.row_N.to(z.device, non_blocking=True), chunk.samples)
             z, key, value = self._saving(
-                "all", self._step, step, pack, rows, z, k_first, v_first, tuple(made), prefix_mask
+                "all", self._step, step, rows, of_tokens, of_states, z, k_first, v_first, tuple(made), prefix_mask
             )
             if step:
                 made.append((rows.live_N, key, value))
@@ -278,8 +283,9 @@ class Eagle3Module(DraftModule):
     def _step(
         self,
         step: int,
-        pack: PackTensors,
         rows: StepRows,
+        of_tokens: tuple[Tensor, Tensor, Tensor],
+        of_states: tuple[Tensor, Tensor, Tensor],
         z: Tensor,
         k_first: Tensor,
         v_first: Tensor,
@@ -289,25 +295,49 @@ class Eagle3Module(DraftModule):
         """Compute one unrolled step of the live columns: their new states ``[N, H]``, and the step's keys and values.
 
         Args:
+            of_tokens: the result of `_project_tokens` for the chunk's tokens.
+            of_states: the weights that project states to queries, keys and values.
             made: live columns, keys and values of the steps between the first and this one.
         """
-        query, key, value = self._saving("all_but_attention", self._project, step, pack, rows, z)
+        query, key, value = self._saving("all_but_attention", self._project, step, rows, of_tokens, of_states, z)
         if step:
             made = (*made, (rows.live_N, key, value))
         own = [OwnKeys(k, v, _index(live, rows.live_N, z.device)) for live, k, v in made]
         mixed = attend(query, k_first, v_first, own, prefix_mask)
         return self._saving("all_but_attention", self._finish, z, mixed), key, value
 
-    def _project(self, step: int, pack: PackTensors, rows: StepRows, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self,
+        step: int,
+        rows: StepRows,
+        of_tokens: tuple[Tensor, Tensor, Tensor],
+        of_states: tuple[Tensor, Tensor, Tensor],
+        z: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of a step; keys and values of the first step exist already."""
-        attention = self.layers[0].self_attn
-        a = self._inputs(pack, rows.token_N + 1 + step, z)
+        state = self.layers[0].hidden_norm(z)
+        read = rows.read_N.to(z.device, non_blocking=True)
+        query, *others = (
+            torch.addmm(token.index_select(0, read), state, weight.T).unflatten(-1, (-1, self.config.head_dim))
+            for token, weight in zip(of_tokens[: 3 if step else 1], of_states, strict=False)
+        )
         cos, sin = self._rotation(rows.position_N + step, z)
-        query = rotate(attention.heads(attention.q_proj, a), cos, sin)
+        query = rotate(query, cos, sin)
         if not step:
             return query, query[:0], query[:0]
-        key = rotate(attention.heads(attention.k_proj, a), cos, sin)
-        return query, key, attention.heads(attention.v_proj, a)
+        key, value = others
+        return query, rotate(key, cos, sin), value
+
+    def _project_tokens(self, pack: PackTensors, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the share of tokens' embeddings in queries, keys and values, before rotation.
+
+        Args:
+            token: indices into the pack's ``input_ids``, on the host.
+        """
+        embedded = self._embedded(pack, token)
+        width = self.config.hidden_size
+        query, key, value = (F.linear(embedded, weight[:, :width]) for weight in self.layers[0].self_attn.inputs())
+        return query, key, value
 
     def _finish(self, z: Tensor, mixed: Tensor) -> Tensor:
         """Compute the rest of the layer after attention."""
@@ -316,15 +346,14 @@ class Eagle3Module(DraftModule):
         new = u + layer.mlp(layer.post_attention_layernorm(u))
         return self.norm(new) if self.config.norm_output else new
 
-    def _inputs(self, pack: PackTensors, token: Tensor, z: Tensor) -> Tensor:
-        """Return the embeddings of the tokens that the columns read, and their states, both normalised: ``[N, 2H]``."""
-        ids = pack.input_ids[token.to(z.device, non_blocking=True)]
+    def _embedded(self, pack: PackTensors, token: Tensor) -> Tensor:
+        """Return the normalised embeddings of tokens, ``[N, H]``, in the compute dtype."""
+        ids = pack.input_ids[token.to(pack.input_ids.device, non_blocking=True)]
         table = self.embed_tokens.weight if self.embedding is None else self.embedding
-        return self._normalised(F.embedding(ids, table), z)
+        return self._normalised(F.embedding(ids, table))
 
-    def _normalised(self, embeds: Tensor, z: Tensor) -> Tensor:
-        layer = self.layers[0]
-        return torch.cat([layer.input_layernorm(embeds.to(z.dtype)), layer.hidden_norm(z)], -1)
+    def _normalised(self, embeds: Tensor) -> Tensor:
+        return self.layers[0].input_layernorm(embeds.to(self.fc.weight.dtype))
 
 
 def _index(there: Tensor, wanted: Tensor, device: torch.device) -> Tensor | None:
