@@ -34,6 +34,7 @@ from specbatch.target import (
     read_target,
     stored_head,
 )
+from specbatch.target.images import check_images
 from specbatch.tokenizer_ids import tokenizer_ids
 from specbatch.training.preflight import check_memory, check_ranks
 from specbatch.units import bytes_text
@@ -68,6 +69,7 @@ def check(config: Config, *, new_run: bool = True, here: bool = True) -> list[st
         _check_run_dir(config)
     check_readable(config)
     shape = read_target(config.target.path)
+    check_images(config, shape)
     check_answers(config, shape)
     if config.run.goal == "answers":
         if here and not config.data.regenerate.endpoint:
@@ -80,6 +82,7 @@ def check(config: Config, *, new_run: bool = True, here: bool = True) -> list[st
     check_ranks(config)
     _check_lengths(config, shape)
     check_logits(algorithm)
+    check_reads_images(algorithm)
     warnings = [*algorithm.check(), *_check_vocabulary(shape)]
     _check_evaluate(config)
     warnings += _check_sweep(config, algorithm)
@@ -155,6 +158,11 @@ def check_plan(
         raise UserError(
             "data.heldout: no sample can be used for evaluation (prompts without answers?); give "
             "conversations with answers, or leave training.evaluate_interval_steps out"
+        )
+    if config.data.images and config.evaluate.prompts and corpus.heldout and not corpus.heldout.part.prompts:
+        raise UserError(
+            "data.heldout: every prompt has images, and evaluate.prompts counts prompts without; add conversations "
+            "without images, or set evaluate.prompts: 0"
         )
     warnings = algorithm.check_corpus(corpus)
     check_store(config, plan, corpus, algorithm, bytes_S)
@@ -278,6 +286,19 @@ def check_logits(algorithm: Algorithm) -> None:
         raise UserError(
             f"draft.algorithm: {algorithm.name} does not support what {target.path} does to its logits after the head "
             "(a factor, a softcap or a bias); choose another algorithm"
+        )
+
+
+def check_reads_images(algorithm: Algorithm) -> None:
+    """Check that the algorithm's drafts read images as servers give them, if there are any.
+
+    Raises:
+        UserError: they don't.
+    """
+    if algorithm.config.data.images and not algorithm.reads_images:
+        raise UserError(
+            f"data.images: true: drafts of draft.algorithm: {algorithm.name} are not trained on images; choose another "
+            "algorithm, or leave data.images out"
         )
 
 

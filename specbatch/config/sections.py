@@ -94,6 +94,10 @@ class Data:
     """Tokens of the longest sample. The first two tokens of a sample are never learnt."""
     overlong: Literal["truncate", "skip"] = "truncate"
     """What to do with samples longer than `data.max_tokens`."""
+    images: bool = False
+    """Also take conversations with images: parts of a user's content that name a file, relative to the file with the
+    conversation, or that are a data URL. Only for some targets; rows with images are refused otherwise. Samples with
+    images are never cut: longer ones than `data.max_tokens` are skipped."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Whether to train samples that repeat an earlier one, token for token. They are counted in any case."""
     transform: str = ""

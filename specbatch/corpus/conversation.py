@@ -1,13 +1,16 @@
 """Converts a row of the data to a conversation that a chat template can render, or gives the reason why not.
 
-Nothing is guessed: a row with a role that is not in the table below, or with content that is not text, is rejected.
+Nothing is guessed: a row with a role that is not in the table below, or with content that is neither text nor, if they
+are asked for, images, is rejected.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 ROLES = {
     "system": ("system", "developer"),
@@ -19,6 +22,12 @@ ROLES = {
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold the reasoning before the answer."""
+
+IMAGE = "\ufffc"
+"""Stands for an image in the content of a message: the object replacement character."""
+IMAGES = "images"
+"""Key of a message for the sources of its images, in order: absolute paths and data URLs. No template sees it."""
+_IMAGE_PARTS = ("image", "image_url")
 
 _ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 
@@ -34,7 +43,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Conversation:
-    """The input of a chat template: roles are those of `ROLES`, content is text."""
+    """The input of a chat template: roles are those of `ROLES`, content is text, in which `IMAGE` stands for images."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -45,6 +54,11 @@ class Conversation:
     def assistant_turns(self) -> list[int]:
         """Indices of the assistant's messages."""
         return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
+
+    @property
+    def images(self) -> list[str]:
+        """The sources of all images, in order."""
+        return [source for message in self.messages for source in message.get(IMAGES, ())]
 
     @property
     def token_ids(self) -> bool:
@@ -91,11 +105,12 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
 
 
-def read_row(row: Any, form: str) -> Conversation | PlainText:
+def read_row(row: Any, form: str, folder: Path | None = None) -> Conversation | PlainText:
     """Return the content of a row.
 
     Args:
         form: ``data.format``.
+        folder: directory that paths of images are relative to; without it, images are rejected.
 
     Raises:
         Rejected: it has none of the known forms.
@@ -117,7 +132,7 @@ def read_row(row: Any, form: str) -> Conversation | PlainText:
         raise Rejected("malformed", f"{key} is of type {type(value).__name__}, not a list")
     if not value:
         raise Rejected("empty conversation")
-    messages = [_message(message, i) for i, message in enumerate(value, 1)]
+    messages = [_message(message, i, folder) for i, message in enumerate(value, 1)]
     system = row.get("system")
     if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
@@ -127,7 +142,7 @@ def read_row(row: Any, form: str) -> Conversation | PlainText:
     return Conversation(messages, _tools(row.get("tools")), variables)
 
 
-def _message(message: Any, number: int) -> dict[str, Any]:
+def _message(message: Any, number: int, folder: Path | None) -> dict[str, Any]:
     """Return a message with the role and content that templates expect. Other keys are kept; nulls are removed."""
     if not isinstance(message, dict):
         raise Rejected("malformed", f"message {number} is of type {type(message).__name__}, not an object")
@@ -151,7 +166,15 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     content = message.get("content", message.get("value"))
     if content is None and not rest.keys() & {"tool_calls", *REASONING}:
         raise Rejected("malformed", f"message {number} has no content")
-    return {"role": role, "content": _text(content, number), **rest}
+    rest.pop(IMAGES, None)
+    if not isinstance(content, list):
+        return {"role": role, "content": _text(content, number), **rest}
+    texts, images = _parts(content, number, folder)
+    if images and role != "user":
+        raise Rejected("an image that is not a user's", f"message {number} is of the role {role}")
+    if images and sum(text.count(IMAGE) for text in texts) > len(images):
+        raise Rejected("malformed", f"message {number} has images, and the character U+FFFC in its text")
+    return {"role": role, "content": "".join(texts), **rest, **({IMAGES: images} if images else {})}
 
 
 def _are_ids(ids: Any) -> bool:
@@ -159,21 +182,45 @@ def _are_ids(ids: Any) -> bool:
 
 
 def _text(content: Any, number: int) -> str:
-    """Return content as text; null is empty text. Parts are joined, as templates that accept parts do."""
+    """Return content as text; null is empty text."""
     if content is None:
         return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
+    if not isinstance(content, str):
         raise Rejected("malformed", f"content of message {number} is of type {type(content).__name__}")
-    texts = []
+    return content
+
+
+def _parts(content: list[Any], number: int, folder: Path | None) -> tuple[list[str], list[str]]:
+    """Return the texts of the parts of a content, which are to be joined, as templates that accept parts do; and the
+    sources of its images, whose texts are `IMAGE`."""
+    texts, images = [], []
     for part in content:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind in _IMAGE_PARTS and folder is not None:
+            images.append(_source(part, number, folder))
+            text = IMAGE
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise Rejected("content that is not text", f"message {number} has a part of type {kind}")
+            hint = "; data.images: true takes images" if kind in _IMAGE_PARTS else ""
+            raise Rejected("content that is not text", f"message {number} has a part of type {kind}{hint}")
         texts.append(text)
-    return "".join(texts)
+    return texts, images
+
+
+def _source(part: dict[str, Any], number: int, folder: Path) -> str:
+    """Return the source of an image, an absolute path or a data URL."""
+    value = part.get(part["type"]) or part.get("path") or part.get("url")
+    if isinstance(value, dict):
+        value = value.get("url")
+    if not isinstance(value, str) or not value:
+        raise Rejected("malformed", f"message {number} has an image that names neither a file nor a data URL")
+    if value.startswith("data:"):
+        return value
+    if value.startswith("file://"):
+        value = unquote(urlparse(value).path)
+    if "://" in value:
+        raise Rejected("an image that is neither a file nor a data URL", f"message {number} has {value[:80]}")
+    return str((folder / Path(value).expanduser()).absolute())
 
 
 def _tool_calls(calls: Any, number: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 from specbatch.config import Config
 from specbatch.config.algorithms import algorithm_class
 from specbatch.corpus.files import Row
+from specbatch.corpus.images import ImageExpander
 from specbatch.corpus.samples import Converted, Converter
 from specbatch.corpus.tokenizer import end_ids, load_tokenizer, tokenizer_size
 from specbatch.errors import RunError, UserError
@@ -114,7 +115,8 @@ class Conversion:
 def new_converter(config: Config, tokenizer: Any, *, prompts: bool) -> Converter:
     """Return a converter for the configuration."""
     teaches = algorithm_class(config.draft.algorithm).teaches
-    return Converter(tokenizer, end_ids(config), config.data, prompts, teaches)
+    images = ImageExpander(config) if config.data.images else None
+    return Converter(tokenizer, end_ids(config), config.data, prompts, teaches, images)
 
 
 def _start(config: Config, prompts: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,12 @@ class RowReader:
         known = {name for key in NAMES for name in self._names(key)}
         return frozenset(known | {"history", "attention_mask", VARIABLES})
 
-    def read(self, row: Row) -> Conversation | PlainText | Tokens:
+    def read(self, row: Row, folder: Path | None = None) -> Conversation | PlainText | Tokens:
         """Return the content of a row.
 
         Args:
             row: JSON as bytes, or a decoded object.
+            folder: directory that paths of images are relative to; without it, images are rejected.
 
         Raises:
             Rejected: it has none of the known forms.
@@ -100,13 +102,13 @@ class RowReader:
             return read_row(row, "auto")
         form = self._form(row)
         if form in ("messages", "conversations"):
-            return self._conversation(row, self._messages(form, self._value(row, form)))
+            return self._conversation(row, self._messages(form, self._value(row, form)), folder)
         if form == "chosen":
-            return self._conversation(row, self._chosen(row))
+            return self._conversation(row, self._chosen(row), folder)
         if form == "tokens":
             return self._tokens(row)
         if form == "pairs":
-            return self._conversation(row, self._pair(row))
+            return self._conversation(row, self._pair(row), folder)
         if form == "text":
             return read_row({"text": self._value(row, "text")}, "text")
         return self._nothing(row)
@@ -166,7 +168,7 @@ class RowReader:
             names = tuple(name for name in names if not _nothing_as_text(row.get(name))) or names[:1]
         return _first(row, names)
 
-    def _conversation(self, row: dict[str, Any], messages: list[Any]) -> Conversation | PlainText:
+    def _conversation(self, row: dict[str, Any], messages: list[Any], folder: Path | None) -> Conversation | PlainText:
         system, tools = self._value(row, "system"), self._value(row, "tools")
         if isinstance(tools, str) and not tools.strip():
             tools = None
@@ -174,7 +176,7 @@ class RowReader:
         if isinstance(variables, str):
             variables = _json(variables, VARIABLES)
         found = {"messages": messages, "system": system, "tools": wrapped(tools), VARIABLES: variables}
-        return read_row(found, "messages")
+        return read_row(found, "messages", folder)
 
     def _messages(self, key: str, value: Any) -> list[Any]:
         """Return messages in the one form that `read_row` reads."""

@@ -56,6 +56,7 @@ _RESULT_SETTINGS = (
     "template_variables",
     "max_tokens",
     "overlong",
+    "images",
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from specbatch.corpus.images import Image
 from specbatch.corpus.stored import COUNTS, StoredSamples
 from specbatch.corpus.summary import Part, Summary
 from specbatch.drafts.masks import Masks, Runs, SampleId
@@ -33,6 +34,7 @@ class Sample:
     """int32 ``[tokens]``."""
     loss_mask: np.ndarray
     """bool ``[tokens]``."""
+    images: tuple[Image, ...] = ()
 
 
 class Corpus:
@@ -100,7 +102,7 @@ class Corpus:
         return found
 
     def sample(self, i: int) -> Sample:
-        """Return the tokens and the loss mask of a sample.
+        """Return the tokens, the loss mask and the images of a sample.
 
         Args:
             i: from 0; negative values are refused. Held-out samples follow the training samples.
@@ -109,7 +111,7 @@ class Corpus:
             IndexError: there is no such sample.
         """
         source, _, place = self._find(i)
-        return Sample(source.tokens(place), source.mask(place))
+        return Sample(source.tokens(place), source.mask(place), source.images(place))
 
     def place(self, i: int) -> str:
         """Return the file and line of a sample."""

@@ -10,6 +10,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from specbatch.corpus.conversation import Conversation, PlainText, Rejected
 from specbatch.corpus.encoder import Asked, Encoded
 from specbatch.corpus.files import Row
 from specbatch.corpus.forms import MASKS, RowReader, Tokens
+from specbatch.corpus.images import Image, ImageExpander
 from specbatch.corpus.mask import answers, encodable
 from specbatch.corpus.preformatted import Preformatted
 from specbatch.corpus.split import split
@@ -50,6 +52,8 @@ class Converted:
     """Warnings, with the same wording for every row of a kind."""
     truncated: int = 0
     """Number of samples that were truncated."""
+    images: dict[int, list[Image]] = field(default_factory=dict)
+    """The images of samples that have any, by their index in ``samples``."""
     prompt: np.ndarray | None = None
     """int32 ids up to and including the generation prompt of the first assistant turn, if prompts were requested."""
 
@@ -58,8 +62,10 @@ class Converter:
     """Makes samples of rows.
 
     Args:
-        prompts: whether to keep the prompts as well; a conversation without an answer is then acceptable.
+        prompts: whether to keep the prompts as well; a conversation without an answer is then acceptable. Prompts with
+            images are not kept.
         teaches: returns whether a draft learns anything from a sample with this loss mask.
+        images: expands images; without it, conversations with images are rejected.
     """
 
     def __init__(
@@ -69,9 +75,10 @@ class Converter:
         data: Data,
         prompts: bool,
         teaches: Callable[[np.ndarray], bool],
+        images: ImageExpander | None = None,
     ) -> None:
         self.template = Template(tokenizer, end_ids, data.template_variables)
-        self.data, self.prompts, self.teaches = data, prompts, teaches
+        self.data, self.prompts, self.teaches, self.images = data, prompts, teaches, images
         self._reader, self._preformatted = RowReader(data), Preformatted(self.template)
         self._tokenizer_size = tokenizer_size(tokenizer)
         self._given: dict[str, Converter] = {}
@@ -96,7 +103,7 @@ class Converter:
     def _steps(self, result: Converted, row: Row) -> Steps[None]:
         """Convert a row."""
         try:
-            content = self._reader.read(row)
+            content = self._reader.read(row, Path(result.place).expanduser().parent if self.images else None)
             if isinstance(content, PlainText):
                 yield from self._add_text(result, content)
             elif isinstance(content, Tokens):
@@ -190,11 +197,11 @@ class Converter:
         learnt = self._learnt(conversation)
         result.warnings += self._said(conversation)
         if self.data.loss_on == "all":
-            self._add(result, *(yield from self._everything(result, conversation, text)))
+            self._add(result, *(yield from self._everything(result, conversation, text)), conversation)
         elif not self.data.split_turns or self.data.loss_on == "last":
             found = answers(self.template, conversation, text, learnt)
             result.warnings += [said for lost in found.left_out.values() for said in lost]
-            self._add(result, *(yield found.text, found.all))
+            self._add(result, *(yield found.text, found.all), conversation)
         else:
             yield from self._split(result, conversation, text, learnt)
 
@@ -219,7 +226,8 @@ class Converter:
         for turn in learnt[-1:] if self.data.loss_on == "all" else learnt:
             try:
                 ids, mask = self.turn(conversation, turn)
-                self._add(result, ids, mask | (self.data.loss_on == "all"))
+                part = replace(conversation, messages=conversation.messages[: turn + 1])
+                self._add(result, ids, mask | (self.data.loss_on == "all"), part)
             except Rejected as error:
                 result.rejected.append((error.reason, error.detail))
 
@@ -273,6 +281,7 @@ class Converter:
                     result,
                     np.concatenate([*shared[:known], ids[:end]]),
                     np.concatenate([np.zeros(before, dtype=bool), mask[:end]]),
+                    turn.conversation,
                 )
             except Rejected as error:
                 result.rejected.append((error.reason, error.detail))
@@ -320,9 +329,19 @@ class Converter:
             mask = mask & (np.arange(len(mask)) >= starts[-1])
         self._add(result, ids.astype(np.int32), mask)
 
-    def _add(self, result: Converted, ids: np.ndarray, mask: np.ndarray) -> None:
+    def _add(
+        self, result: Converted, ids: np.ndarray, mask: np.ndarray, conversation: Conversation | None = None
+    ) -> None:
+        """Add a sample.
+
+        Args:
+            conversation: the part of the conversation that it consists of, for its images.
+        """
+        images: list[Image] = []
+        if self.images and conversation and conversation.images:
+            ids, mask, images = self.images.expand(ids, mask, conversation.images)
         length, limit = len(ids), self.data.max_tokens
-        if length > limit and self.data.overlong == "skip":
+        if length > limit and (self.data.overlong == "skip" or images):
             raise Rejected("longer than max_tokens", f"{length} tokens; data.max_tokens is {limit}")
         if not self.teaches(mask[:limit]):
             if length <= limit or not self.teaches(mask):
@@ -331,12 +350,16 @@ class Converter:
             raise Rejected(
                 "no loss token within max_tokens", f"the first is token {first + 1}; data.max_tokens is {limit}"
             )
+        if images:
+            result.images[len(result.samples)] = images
         result.samples.append((ids[:limit], mask[:limit]))
         result.truncated += length > limit
 
     def _prompt(self, conversation: Conversation) -> Steps[np.ndarray | None]:
         turns = conversation.assistant_turns
         asked = conversation.messages[: turns[0]] if turns else conversation.messages
+        if replace(conversation, messages=asked).images:
+            return None
         if not any(message["role"] == "user" for message in asked):
             return None
         ids, _ = yield self._render(replace(conversation, messages=asked), prompt=True), ()

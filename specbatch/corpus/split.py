@@ -20,6 +20,8 @@ from specbatch.corpus.template import Template
 class Turn:
     """One turn, and the text up to it."""
 
+    conversation: Conversation
+    """The messages up to it."""
     text: str
     spans: list[Span]
     """The characters that are loss; none if the template does not show the turn."""
@@ -71,7 +73,7 @@ def split(template: Template, conversation: Conversation, text: str, turns: Sequ
         if continued and spans:
             after = bisect_left(seams, (spans[-1][1], 0))
             own = text[: seams[after][0]] if after < len(seams) else text
-        yield Turn(own, spans, left_out, _last_seam(text, own, seams, spans), continued)
+        yield Turn(part, own, spans, left_out, _last_seam(text, own, seams, spans), continued)
 
 
 def _holds_alone(template: Template, whole: Answers, conversation: Conversation, turn: int, own: str) -> bool:

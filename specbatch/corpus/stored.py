@@ -6,7 +6,8 @@
 ``spans.bin``           int32 ``[spans, 2]``, runs of loss tokens: first and one past the last, within the sample
 ``span_ends.bin``       int64 ``[S]``, where the spans of each sample end
 ``rows.bin``            int64 ``[S]``, the row of the source that each sample comes from
-``hashes.bin``          uint64 ``[S]``, of each sample's tokens: equal samples have equal ones
+``hashes.bin``          uint64 ``[S]``, of each sample's tokens and images: equal samples have equal ones
+``images.bin``          JSON, the images of all samples that have any, ``image_ends.bin`` int64 ``[S]``, where each ends
 ``prompts.bin``         int32, the prompts of all conversations, ``prompt_ends.bin`` int64, where each ends
 ``loss_token_counts.npy``  int64 ``[tokenizer's ids]``, how often each id is a loss token
 ======================  ======================================================================
@@ -15,12 +16,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import numpy as np
 import xxhash
+
+from specbatch.corpus.images import Image
 
 KINDS: dict[str, np.dtype] = {
     "ids": np.dtype("<i4"),
@@ -29,6 +34,8 @@ KINDS: dict[str, np.dtype] = {
     "span_ends": np.dtype("<i8"),
     "rows": np.dtype("<i8"),
     "hashes": np.dtype("<u8"),
+    "images": np.dtype("u1"),
+    "image_ends": np.dtype("<i8"),
     "prompts": np.dtype("<i4"),
     "prompt_ends": np.dtype("<i8"),
 }
@@ -103,6 +110,27 @@ class StoredSamples:
         spans = self.spans[self._start(self.span_ends, i) : self.span_ends[i]]
         return mask_of(spans, int(self.ends[i]) - self._start(self.ends, i))
 
+    def images(self, i: int) -> tuple[Image, ...]:
+        """Return the images of a sample."""
+        if not self._has_images:
+            return ()
+        found = self._images[self._start(self._image_ends, i) : self._image_ends[i]].tobytes()
+        return msgspec.json.decode(found, type=tuple[Image, ...]) if found else ()
+
+    @cached_property
+    def _has_images(self) -> bool:
+        path = self.folder / "images.bin"
+        # An older specbatch did not write it.
+        return path.is_file() and path.stat().st_size > 0
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        return self._map("images")
+
+    @cached_property
+    def _image_ends(self) -> np.ndarray:
+        return self._map("image_ends")
+
     def prompts(self) -> list[list[int]]:
         """Token ids of each prompt."""
         ids, ends = self._map("prompts"), self._map("prompt_ends")
@@ -151,8 +179,9 @@ class SampleAppender:
                 self._count(found.ids[found._start(found.ends, i) : found.ends[i]][found.mask(i)])
         tokens, spans, prompts = (self._files[name].tell() for name in ("ids", "spans", "prompts"))
         self._tokens, self._spans, self._prompts = tokens // 4, spans // 8, prompts // 4
+        self._image_bytes = self._files["images"].tell()
 
-    def add(self, ids: np.ndarray, mask: np.ndarray, row: int) -> tuple[int, np.ndarray]:
+    def add(self, ids: np.ndarray, mask: np.ndarray, row: int, images: Sequence[Image] = ()) -> tuple[int, np.ndarray]:
         """Append a sample.
 
         Args:
@@ -161,10 +190,15 @@ class SampleAppender:
             row: row of the source, from 1.
 
         Returns:
-            the hash of its tokens, and the spans of its loss tokens.
+            the hash of its tokens and images, and the spans of its loss tokens.
         """
         spans = spans_of(mask)
-        digest = xxhash.xxh3_64_intdigest(ids.tobytes())
+        shown = "".join(image.digest for image in images).encode()
+        digest = xxhash.xxh3_64_intdigest(ids.tobytes() + shown)
+        stored = msgspec.json.encode(images) if images else b""
+        self._image_bytes += len(stored)
+        self._files["images"].write(stored)
+        self._files["image_ends"].write(self._image_bytes.to_bytes(8, "little"))
         self._tokens += len(ids)
         self._spans += len(spans)
         self._write("ids", ids)

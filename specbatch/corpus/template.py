@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from specbatch.corpus.conversation import Conversation, Rejected
+from specbatch.corpus.conversation import IMAGE, IMAGES, Conversation, Rejected
 from specbatch.corpus.encoder import Encoded, Encoder, Span
 from specbatch.corpus.prefixes import ends_of_messages
 from specbatch.errors import UserError
@@ -311,13 +311,29 @@ def _day(date: Any) -> datetime.date:
 
 
 def _in_parts(messages: list[dict[str, Any]], roles: Collection[str]) -> list[dict[str, Any]]:
-    """Return the messages with the content of some roles as a list of parts."""
+    """Return the messages with the content of some roles, and of messages with images, as a list of parts."""
+    if any(IMAGES in message for message in messages):
+        messages = [_with_images(message) if IMAGES in message else message for message in messages]
     if not roles:
         return messages
     return [
-        {**m, "content": [{"type": "text", "text": m["content"]}]} if m["role"] in roles and m["content"] else m
+        {**m, "content": [{"type": "text", "text": m["content"]}]}
+        if m["role"] in roles and m["content"] and isinstance(m["content"], str)
+        else m
         for m in messages
     ]
+
+
+def _with_images(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with its images as parts of its content, if they are in it."""
+    rest = {key: value for key, value in message.items() if key != IMAGES}
+    if IMAGE not in message["content"]:
+        return rest
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(message["content"].split(IMAGE)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": text}] if text else []
+    return {**rest, "content": parts}
 
 
 def _arguments_as_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -63,8 +63,8 @@ class PartWriter:
                 part.prompts += 1
                 self._samples.add_prompt(row.prompt)
             number = int(row.place.rpartition(":")[2])
-            for ids, mask in row.samples:
-                digest, spans = self._samples.add(ids, mask, number)
+            for index, (ids, mask) in enumerate(row.samples):
+                digest, spans = self._samples.add(ids, mask, number, row.images.get(index, ()))
                 # One hash over all samples, which depends on each of them and on their order.
                 chained = self._digest.to_bytes(16, "little") + digest.to_bytes(8, "little")
                 self._digest = xxhash.xxh3_128_intdigest(chained + len(ids).to_bytes(8, "little") + spans.tobytes())

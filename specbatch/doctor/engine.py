@@ -8,12 +8,19 @@ from collections.abc import Iterator
 
 from specbatch.config.engine_nodes import nodes_per_engine
 from specbatch.corpus import Corpus, make_plan, open_corpus
+from specbatch.corpus.images import as_sent
 from specbatch.doctor.finding import Finding, failed, guarded, not_checked
 from specbatch.doctor.site import Place
 from specbatch.doctor.store import ATTEMPT, JOIN_S, connection_of, segment_of
 from specbatch.drafts.base import CaptureContract, algorithm_of
 from specbatch.errors import RunError
-from specbatch.inference.capture_request import Captured, CaptureRequest, NotCaptured, new_capture_request
+from specbatch.inference.capture_request import (
+    Captured,
+    CaptureRequest,
+    NotCaptured,
+    needed_tokens,
+    new_capture_request,
+)
 from specbatch.inference.capture_server import CaptureServer, ContractBroken
 from specbatch.inference.classes import check_class
 from specbatch.inference.engine import capture_server, capture_settings
@@ -154,15 +161,15 @@ def _capture(
         RunError: it was not.
     """
     requests: list[CaptureRequest] = []
-    tokens = []
+    tokens, images = [], []
     for index in pack.samples:
         sample = corpus.sample(index)
         rows = contract.rows(sample.loss_mask)
-        needed = max(int(positions[-1]) + 1 for positions in rows.values() if positions.size)
-        ids = sample.input_ids[:needed]
+        ids = sample.input_ids[: needed_tokens(sample, rows)]
         requests.append(new_capture_request(claim, pack.id, index, segment, ids, rows))
-        tokens.append(ids)
-    server.send(requests, tokens)
+        tokens.append(as_sent(ids, sample.images))
+        images.append([image.url() for image in sample.images])
+    server.send(requests, tokens, images)
     found: list[Captured] = []
     until = time.monotonic() + 120.0
     while len(found) < len(requests):

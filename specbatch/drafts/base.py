@@ -36,7 +36,8 @@ class TensorSpec:
     """One tensor that is captured from the target."""
 
     layers: tuple[int, ...] | None
-    """Decoder layers, from 0, ascending, whose outputs are concatenated; None means the states after the final norm."""
+    """Decoder layers, from 0, ascending, whose outputs are concatenated; None means the states after the final norm. No
+    layers means the embeddings that the first layer reads: those of tokens, and of parts of images."""
     width: int
     """Values per row."""
 
@@ -224,6 +225,9 @@ class Algorithm(ABC):
     changed_logits: ClassVar[bool] = False
     """Whether it can learn from targets whose logits are scaled, capped or biased (`specbatch.target.Logits`). If not,
     such targets are refused before anything starts."""
+    reads_images: ClassVar[bool] = False
+    """Whether it can learn from conversations with images (``data.images``). If not, they are refused before anything
+    starts."""
 
     def __init__(self, config: Config, target: TargetShape) -> None:
         self.config, self.target = config, target

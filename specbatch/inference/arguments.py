@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbatch.errors import UserError
+from specbatch.inference import text_only
 from specbatch.inference.accelerator import accelerator_bytes, cpu_multiplies_bfloat16
 from specbatch.inference.pace import LEAST_IN_FLIGHT
 from specbatch.units import bytes_text
@@ -220,6 +221,8 @@ def engine_environment(config: Config, target: TargetShape) -> dict[str, str]:
     # DeepGEMM would compile each number of rows up to 65,536 before the first prefill; it compiles the others when they
     # come.
     environment = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
+    if config.data.images:
+        environment[text_only.SELECT] = "0"
     if _longer_than_target(config, target):
         environment["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
     return environment
@@ -278,8 +281,9 @@ def most_tokens(config: Config, target: TargetShape) -> int:
 
 
 def _longest(config: Config) -> int:
-    """Return the tokens of the longest request, without a sample's last token, which is never captured."""
-    return config.data.max_tokens - 1
+    """Return the tokens of the longest request: without a sample's last token, which is never captured, unless samples
+    have images and are sent whole."""
+    return config.data.max_tokens - (0 if config.data.images else 1)
 
 
 def _longer_than_target(config: Config, target: TargetShape) -> bool:

@@ -7,7 +7,7 @@ socket when the rows are in the store, which may be after SGLang has answered th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -16,6 +16,9 @@ import xxhash
 from specbatch.dispatch.messages import Fault
 from specbatch.drafts.base import CaptureContract
 from specbatch.pack_manifest import Chunk, PackId
+
+if TYPE_CHECKING:
+    from specbatch.corpus import Sample
 
 SETTINGS_VARIABLE = "SPECBATCH_CAPTURE"
 """Environment variable with the path of a file of `CaptureSettings`; without it, the plugin captures nothing."""
@@ -47,7 +50,7 @@ class CaptureSettings(msgspec.Struct, frozen=True):
     """Values per row of each tensor."""
     sources: dict[str, Ranges | None]
     """Columns of SGLang's concatenated captured layers that each tensor consists of; None for the states after the
-    final norm."""
+    final norm, and no columns for the embeddings that the first layer reads."""
     buffer_bytes: int
     """Bytes of host memory for rows that are being stored."""
     put_timeout_s: float
@@ -90,6 +93,8 @@ class NotCaptured(msgspec.Struct, frozen=True, tag=True):
     """Sample that failed; None if it was no particular one."""
     why: str
     fault: Fault
+    final: bool = False
+    """Whether every engine would fail in the same way, with any pack of this kind."""
 
 
 Result = Captured | NotCaptured
@@ -108,6 +113,18 @@ def new_capture_request(
     return CaptureRequest(claim, pack, sample, segment, len(tokens), digest(tokens), wanted)
 
 
+def needed_tokens(sample: Sample, rows: Mapping[str, np.ndarray]) -> int:
+    """Return the number of a sample's first tokens that an engine has to compute; 0 if none.
+
+    Args:
+        rows: positions of each tensor to capture, ascending.
+    """
+    # The states of a token depend on those before it only.
+    needed = max((int(positions[-1]) + 1 for positions in rows.values() if positions.size), default=0)
+    # SGLang decodes the tokens that come with images and encodes their text again: a cut text may give others.
+    return len(sample.input_ids) if needed and sample.images else needed
+
+
 def sources(contract: CaptureContract, hidden: int) -> dict[str, Ranges | None]:
     """Return the `CaptureSettings.sources` of a contract.
 
@@ -120,8 +137,8 @@ def sources(contract: CaptureContract, hidden: int) -> dict[str, Ranges | None]:
         if spec.layers is None:
             found[name] = None
             continue
-        columns = np.concatenate([np.arange(hidden) + place[layer] * hidden for layer in spec.layers])
-        found[name] = ranges(columns)
+        columns = [np.arange(hidden) + place[layer] * hidden for layer in spec.layers]
+        found[name] = ranges(np.concatenate(columns)) if columns else ()
     return found
 
 

@@ -135,18 +135,21 @@ class CaptureServer:
         """Return why the server can't continue; empty if it can."""
         return self.server.trouble()
 
-    def send(self, captures: Sequence[CaptureRequest], tokens: Sequence[np.ndarray]) -> Future[None]:
+    def send(
+        self, captures: Sequence[CaptureRequest], tokens: Sequence[np.ndarray], images: Sequence[list[str]] = ()
+    ) -> Future[None]:
         """Send all capture requests of a claim; returns before they are answered.
 
         Args:
             captures: the capture requests of one claim.
             tokens: token ids of each request, int ``[tokens]``, none empty and every id in the target's vocabulary:
-                others would kill SGLang's scheduler.
+                others would kill SGLang's scheduler. One token stands for each image.
+            images: images of each request, as data URLs; may be left out if there are none.
 
         Returns:
             a future that is done when SGLang has answered; `results` returns the outcomes.
         """
-        return self._requests.submit(self._send, list(captures), [row.tolist() for row in tokens])
+        return self._requests.submit(self._send, list(captures), [row.tolist() for row in tokens], list(images))
 
     def results(self, timeout_s: float) -> list[Result]:
         """Return the outcomes of capture requests that are known by now; must be called from one thread only.
@@ -162,8 +165,8 @@ class CaptureServer:
             found.append(self._failures.get())
         return found
 
-    def _send(self, captures: list[CaptureRequest], tokens: list[list[int]]) -> None:
-        payload = {
+    def _send(self, captures: list[CaptureRequest], tokens: list[list[int]], images: list[list[str]]) -> None:
+        payload: dict[str, Any] = {
             "rid": [capture.request_id for capture in captures],
             "input_ids": tokens,
             "sampling_params": [
@@ -171,6 +174,8 @@ class CaptureServer:
                 for capture in captures
             ],
         }
+        if any(images):
+            payload["image_data"] = images
         try:
             # Not retried: a claim never stores the same objects twice.
             answers = self.server.generate(payload, self.request_timeout_s, tries=1)

@@ -17,6 +17,7 @@ import numpy as np
 
 from specbatch.config import Config, load_config
 from specbatch.corpus import Corpus, make_plan, open_corpus, planned_steps
+from specbatch.corpus.images import ImageError, as_sent
 from specbatch.dispatch.client import Client
 from specbatch.dispatch.connection_file import ConnectionFile, wait_for
 from specbatch.dispatch.messages import Fault, Granted, Phase
@@ -24,8 +25,15 @@ from specbatch.drafts.base import CaptureContract, algorithm_of
 from specbatch.drafts.sglang import layer_ids
 from specbatch.errors import EngineIncomplete
 from specbatch.inference.arguments import engine_arguments, engine_environment, most_tokens, start_timeout_s
-from specbatch.inference.capture_request import Captured, CaptureSettings, NotCaptured, new_capture_request, sources
-from specbatch.inference.capture_server import CaptureServer
+from specbatch.inference.capture_request import (
+    Captured,
+    CaptureSettings,
+    NotCaptured,
+    needed_tokens,
+    new_capture_request,
+    sources,
+)
+from specbatch.inference.capture_server import CaptureServer, ContractBroken
 from specbatch.inference.engine_loop import EngineLoop
 from specbatch.inference.inflight import InFlight
 from specbatch.inference.nodes import FurtherNodes
@@ -184,13 +192,19 @@ class Engine(EngineLoop):
             raise EngineIncomplete(why)
 
     def _settle(self, server: CaptureServer) -> str | None:
-        """Report results until the engine may leave, or breaks."""
+        """Report results until the engine may leave, or breaks.
+
+        Raises:
+            ContractBroken: what it computes is not what was planned.
+        """
         self._progress_s = time.monotonic()
         while not self._leaving.is_set():
             manifests: list[Manifest] = []
             for result in server.results(POLL_S):
                 if isinstance(result, NotCaptured) and result.sample is None and result.fault is Fault.OTHER:
                     return result.why
+                if isinstance(result, NotCaptured) and result.final:
+                    raise ContractBroken(result.why)
                 with self._lock:
                     self._progress_s, before = time.monotonic(), self.in_flight.tokens
                     settled = self.in_flight.settle(result) if isinstance(result, Captured) else result
@@ -223,21 +237,24 @@ class Engine(EngineLoop):
 
     def _begin(self, server: CaptureServer, granted: Granted) -> None:
         """Send the samples of a pack that have rows to capture."""
-        captures, tokens = [], []
+        captures, tokens, images = [], [], []
         rows: list[tuple[int, str, int]] = []
         problem = None
         for index in self.plan.pack(granted.pack).samples:
             sample = self.corpus.sample(index)
             wanted = self.contract.rows(sample.loss_mask)
             rows += [(index, name, positions.size) for name, positions in wanted.items()]
-            # The states of a token depend on those before it only.
-            needed = max((int(positions[-1]) + 1 for positions in wanted.values() if positions.size), default=0)
+            needed = needed_tokens(sample, wanted)
             if not needed:
                 continue
             ids = sample.input_ids[:needed]
             problem = problem or refusal(index, ids, self.target, most_tokens(self.config, self.target))
             captures.append(new_capture_request(granted.claim, granted.pack, index, granted.segment, ids, wanted))
-            tokens.append(ids)
+            tokens.append(as_sent(ids, sample.images))
+            try:
+                images.append([image.url() for image in sample.images])
+            except ImageError as error:
+                problem = problem or f"sample {index}, {self.corpus.place(index)}: {error}"
         with self._lock:
             if not self.in_flight.claims:
                 self._progress_s = time.monotonic()
@@ -245,7 +262,7 @@ class Engine(EngineLoop):
         if problem is not None:
             self._fail(granted.claim, problem, Fault.PACK)
         elif captures:
-            server.send(captures, tokens)
+            server.send(captures, tokens, images)
         else:
             with self._lock:
                 settled = self.in_flight.finish(granted.claim)

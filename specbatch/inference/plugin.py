@@ -57,6 +57,8 @@ _capture: PrefillCapture | None = None
 _proof: Proof | None = None
 _layers: Sequence[int] = ()
 """Layers whose outputs are captured; set in each scheduler."""
+_embeds = False
+"""Whether embeddings are captured as well; set in each scheduler."""
 
 
 def register() -> None:
@@ -117,9 +119,9 @@ def after_scheduler_init(result: None, scheduler: Any, server_args: Any, *args: 
 
     from specbatch.inference.contract_probe import Proof
 
-    global _capture, _layers, _proof
+    global _capture, _embeds, _layers, _proof
     settings = msgspec.json.decode(Path(os.environ[SETTINGS_VARIABLE]).read_bytes(), type=CaptureSettings)
-    _layers = settings.layers
+    _layers, _embeds = settings.layers, () in settings.sources.values()
     if get_parallel().tp_rank == 0:
         _proof = Proof(_layers, type(scheduler.tp_worker.model_runner.model).__name__)
         _capture = open_capture(settings)
@@ -166,9 +168,20 @@ def around_forward(original: Callable[..., Any], worker: Any, batch: Any = None,
         result = original(worker, batch, *args, **kwargs)
         if _proof is not None and probe is not None:
             problem = _proof.plain(result.logits_output, probe[1])
+    embeds = _embeddings(worker.model_runner.model, batch, result.logits_output) if _embeds else None
     if _capture is not None:
         output = result.logits_output
-        rows = _capture.gather(batch, output, problem)
+        rows = _capture.gather(batch, output, problem, embeds)
         if rows is not None:
             output.auxiliary_device_output = append_auxiliary_output(output.auxiliary_device_output, rows)
     return result
+
+
+def _embeddings(model: Any, batch: Any, output: Any) -> Any:
+    """Return the embeddings that the first layer read in a prefill, ``[rows, hidden]``, as a draft is given them.
+
+    Called on all ranks, since each may have a part of the vocabulary.
+    """
+    if output.mm_input_embeds is not None:
+        return output.mm_input_embeds
+    return getattr(model, "language_model", model).get_input_embeddings()(batch.input_ids)

@@ -61,7 +61,9 @@ class PrefillCapture:
         with self._lock:
             self._waiting += change
 
-    def gather(self, batch: Any, output: Any, problem: str | None = None) -> PrefillRows | None:
+    def gather(
+        self, batch: Any, output: Any, problem: str | None = None, embeds: torch.Tensor | None = None
+    ) -> PrefillRows | None:
         """Copy the rows of a prefill's capture requests, on the current stream.
 
         Args:
@@ -69,6 +71,7 @@ class PrefillCapture:
             output: its ``LogitsProcessorOutput``: ``hidden_states`` ``[rows, aux]``, ``last_hidden_states``
                 ``[rows, hidden]``.
             problem: why none of these rows may be stored.
+            embeds: the embeddings that the first layer read, ``[rows, hidden]``, if a tensor consists of them.
 
         Returns:
             None if no request has a capture request.
@@ -79,7 +82,7 @@ class PrefillCapture:
         asked = [capture_request_of(request) for request in batch.reqs]
         if not any(asked):
             return None
-        tensors = {name: self._tensor(name, output) for name in self.widths}
+        tensors = {name: self._tensor(name, output, embeds) for name in self.widths}
         lengths = [int(length) for length in batch.extend_lens]
         for name, width in self.widths.items():
             found = tuple(tensors[name].shape)
@@ -102,7 +105,7 @@ class PrefillCapture:
         gathered = {name: _select(tensors[name], np.concatenate(chosen[name])) for name in self.widths}
         return PrefillRows(self, pieces, requests, gathered, problem)
 
-    def _tensor(self, name: str, output: Any) -> torch.Tensor:
+    def _tensor(self, name: str, output: Any, embeds: torch.Tensor | None) -> torch.Tensor:
         """Return a tensor of the contract for all rows of a prefill.
 
         Raises:
@@ -110,9 +113,11 @@ class PrefillCapture:
         """
         columns = self.sources[name]
         found: torch.Tensor | None = output.last_hidden_states if columns is None else output.hidden_states
+        if columns == ():
+            found = embeds
         if found is None:
             raise CaptureError(f"specbatch: SGLang has kept no states for {name}")
-        if columns is None or columns == ((0, found.shape[1]),):
+        if not columns or columns == ((0, found.shape[1]),):
             return found
         return torch.cat([found[:, first:end] for first, end in columns], 1)
 
@@ -200,11 +205,9 @@ class PrefillRows:
             return f"SGLang aborted it: {ended.to_json()['message']}"
         if request.is_retracted:
             return "SGLang put it back into its queue"
-        if (
-            len(request.origin_input_ids) != piece.request.tokens
-            or digest(request.origin_input_ids) != piece.request.digest
-        ):
-            return "SGLang ran other tokens than those sent"
+        if (why := other_tokens(request, piece.request)) is not None:
+            piece.final = request.multimodal_inputs is not None
+            return why
         for name, count in piece.rows.items():
             first = self.starts[index][name]
             if not bool(self.finite[name][first : first + count].all()):
@@ -218,6 +221,22 @@ def capture_request_of(request: Any) -> CaptureRequest | None:
     if not isinstance(parameters, dict) or CAPTURE_REQUEST_KEY not in parameters:
         return None
     return msgspec.convert(parameters[CAPTURE_REQUEST_KEY], CaptureRequest)
+
+
+def other_tokens(request: Any, capture: CaptureRequest) -> str | None:
+    """Return why a request's tokens are not those of its capture request; None if they are."""
+    with_images = request.multimodal_inputs is not None
+    # In the other ids, numbers stand for images in SGLang's cache.
+    ids = request.origin_input_ids_unpadded if with_images else request.origin_input_ids
+    if len(ids) == capture.tokens and digest(ids) == capture.digest:
+        return None
+    if not with_images:
+        return "SGLang ran other tokens than those sent"
+    return (
+        f"SGLang makes {len(ids)} tokens of sample {capture.sample} and its images, and they are not the "
+        f"{capture.tokens} that were prepared with the target's image processor: the engine has another version of "
+        "transformers, or the target's processor files have changed; prepare the data with what the engine has"
+    )
 
 
 def _select(tensor: torch.Tensor, rows: np.ndarray) -> torch.Tensor:

@@ -47,6 +47,8 @@ class ChunkRows:
     why_not: str | None = None
     """Why the rows may not be stored, or were not."""
     fault: Fault = Fault.PACK
+    final: bool = False
+    """The same as `NotCaptured.final`."""
     sent_s: float = 0.0
 
 
@@ -172,7 +174,7 @@ class Sender:
             why_not = f"its prefill continued at token {piece.first}, not {sample.tokens}"
         if why_not is not None:
             del self._samples[key]
-            return NotCaptured(*key, why_not, piece.fault)
+            return NotCaptured(*key, why_not, piece.fault, piece.final)
         sample.tokens += piece.tokens
         if sample.tokens < piece.request.tokens:
             return None

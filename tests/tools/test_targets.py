@@ -54,8 +54,8 @@ def test_a_run_that_was_broken_off_goes_on_from_the_newest_rows(tmp_path: Path) 
 @pytest.mark.light
 def test_classes_give_out_what_transformers_computes(tmp_path: Path) -> None:
     """Gemma-3, Mistral-3, Llama-4 and MiniMax-M2 are repaired; DeepSeek counts layers in its own way and has latent
-    attention; gpt-oss has sinks."""
-    names = ["Gemma-3", "DeepSeek-V3", "gpt-oss", "Mistral-3", "Llama-4", "MiniMax-M2"]
+    attention; gpt-oss has sinks; Qwen3-VL's positions have three parts."""
+    names = ["Gemma-3", "DeepSeek-V3", "gpt-oss", "Mistral-3", "Llama-4", "MiniMax-M2", "Qwen3-VL"]
     folders = [str(make_checkpoint(name, tmp_path / name)) for name in names]
     command = [sys.executable, "-m", "tools.targets.prefill", *folders, "--layers", "2", "3", "5"]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -68,7 +68,7 @@ def test_classes_give_out_what_transformers_computes(tmp_path: Path) -> None:
 
 
 @pytest.mark.light
-def test_a_target_that_also_sees_goes_through_the_whole_chain(tmp_path: Path) -> None:
-    row = run_chain("Qwen3-VL", tmp_path)
+def test_a_target_that_also_sees_goes_through_the_whole_chain_with_images(tmp_path: Path) -> None:
+    row = run_chain("Mistral-3-Images", tmp_path)
     assert row.right, row.why
     assert row.identical == "4/4"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from specbatch.config import load_config
 from specbatch.errors import RunError, UserError
@@ -23,9 +26,9 @@ from specbatch.planning import Known, budget
 from specbatch.rundir import RunDir
 from specbatch.status_file import is_complete, read_status
 from specbatch.target import read_target
-from tools.targets.checkpoints import EOS, LAST_FILE, TEXT, make_checkpoint
+from tools.targets.checkpoints import ARCHITECTURES, EOS, LAST_FILE, TEXT, make_checkpoint
 from tools.targets.decoding import ANSWER_TOKENS, PROMPTS, Drafting
-from tools.targets.truth import architecture_of, compare_rows, greedy, load_truth
+from tools.targets.truth import architecture_of, compare_rows, greedy, load_truth, pixels
 
 STEPS = 2
 GPU = "h100"
@@ -74,7 +77,7 @@ def run_chain(name: str, folder: Path) -> Row:
 def _follow(row: Row, target: Path, folder: Path) -> str:
     """Fill a row stage by stage; return what was wrong, empty if nothing was."""
     row.architecture = architecture_of(target)
-    config = _write_config(folder, target)
+    config = _write_config(folder, target, images=ARCHITECTURES[row.name].images)
     try:
         budget(load_config(config), Known())
     except (UserError, RunError) as error:
@@ -91,7 +94,10 @@ def _follow(row: Row, target: Path, folder: Path) -> str:
         starting = pool.submit(drafting.start)
         model = load_truth(target)
         row.difference = compare_rows(run, target, model)
-        expected = [greedy(model, prompt, ANSWER_TOKENS, EOS) for prompt in drafting.prompts]
+        expected = [
+            greedy(model, prompt.tolist(), ANSWER_TOKENS, EOS, pixels(target, images))
+            for prompt, images in zip(drafting.prompts, drafting.images, strict=True)
+        ]
         try:
             starting.result()
             answers = drafting.answers()
@@ -130,21 +136,25 @@ def _prefilled(target: Path) -> str:
     return f", a prefill's rows differ from transformers by {max(told['difference'].values()):.1e}, {proved}"
 
 
-def _write_config(folder: Path, target: Path) -> Path:
+def _write_config(folder: Path, target: Path, *, images: bool) -> Path:
     words = TEXT.read_text(encoding="utf-8").split()
     for kind, count in (("train", 16), ("heldout", PROMPTS)):
         first = 0 if kind == "train" else 1000
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"messages": [_said("user", words[at : at + 8]), _said("assistant", words[at + 8 : at + 24])]}
             for at in range(first, first + 24 * count, 24)
         ]
+        # Those without images between them show that both are computed together.
+        for number, row in enumerate(rows if images else ()):
+            if number % 4 != 3:
+                row["messages"][0]["content"] = _with_images(folder, row["messages"][0]["content"], first + number)
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config: dict[str, Any] = {
         "run": {"dir": str(folder / "run"), "stall_timeout_s": 200, "max_restarts": 0},
         "target": {"path": str(target), "dtype": "float32"},
         "data": {
-            "train": [str(folder / "train.jsonl")], "heldout": [str(folder / "heldout.jsonl")], "max_tokens": 128,
-            "workers": 1, "cache_dir": str(folder / "cache"),
+            "train": [str(folder / "train.jsonl")], "heldout": [str(folder / "heldout.jsonl")],
+            "max_tokens": 256 if images else 128, "workers": 1, "cache_dir": str(folder / "cache"), "images": images,
         },
         "draft": {"ttt_steps": 2, "vocab_size": None},
         "training": {
@@ -163,6 +173,22 @@ def _write_config(folder: Path, target: Path) -> Path:
 
 def _said(role: str, words: list[str]) -> dict[str, str]:
     return {"role": role, "content": " ".join(words)}
+
+
+def _with_images(folder: Path, text: str, number: int) -> list[dict[str, Any]]:
+    """Return a content with one or two seeded images: a file next to the conversations, and a data URL."""
+    noise, encoded = np.random.default_rng(number), []
+    for _ in range(1 + number % 2):
+        height, width = noise.integers(20, 200, 2)
+        file = io.BytesIO()
+        PIL.Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
+        encoded.append(file.getvalue())
+    (folder / f"{number}.png").write_bytes(encoded[0])
+    parts: list[dict[str, Any]] = [{"type": "image", "image": f"{number}.png"}, {"type": "text", "text": text}]
+    for content in encoded[1:]:
+        url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts
 
 
 def _specbatch(*arguments: str) -> subprocess.CompletedProcess[str]:

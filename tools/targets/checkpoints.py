@@ -16,9 +16,15 @@ LAYERS, VOCAB, EOS = 8, 512, 2
 LAST_FILE = "tokenizer_config.json"
 """File of a target's directory that is written last."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+OF_IMAGES = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
 CHATML = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '[IMG]' }}"
+    "{% endfor %}{% endif %}"
+    "{{ '<|im_end|>' + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -64,6 +70,8 @@ class Architecture:
     """Prefix of tensor names as transformers saves them, and as the hub has them, if they differ."""
     sees: dict[str, Any] = field(default_factory=dict)
     """Further values of the configuration of its vision encoder."""
+    images: bool = False
+    """Whether its conversations have images."""
 
 
 ARCHITECTURES = {
@@ -96,6 +104,11 @@ ARCHITECTURES = {
         renamed=("vision_tower.", "vision_tower.vision_model."), sees={"vision_use_head": False},
     ),
     "Mistral-3": Architecture("mistral3", "Mistral3ForConditionalGeneration", {"sliding_window": None}),
+    "Mistral-3-Images": Architecture(
+        "mistral3", "Mistral3ForConditionalGeneration", {"sliding_window": None},
+        {"image_token_index": len(SPECIAL)},
+        sees={"image_size": 112, "head_dim": 16, "hidden_act": "silu"}, images=True,
+    ),
     "Llama-4": Architecture("llama4", "Llama4ForConditionalGeneration", LLAMA_4),
 }  # fmt: skip
 """All targets, by their names in the table."""
@@ -138,7 +151,10 @@ def make_checkpoint(name: str, folder: Path) -> Path:
         written.pop("head_dim", None)  # the hub's files have none
     (folder / "config.json").write_text(json.dumps(written | architecture.published))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
-    _tokenizer().save(str(folder / "tokenizer.json"))
+    _tokenizer(SPECIAL + (OF_IMAGES if architecture.images else [])).save(str(folder / "tokenizer.json"))
+    if architecture.images:
+        (folder / "preprocessor_config.json").write_text(json.dumps(_image_processor(written)))
+        (folder / "processor_config.json").write_text(json.dumps(_processor(written)))
     tokens = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True)) | {"pad_token": SPECIAL[2]}
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, "chat_template": CHATML, **tokens}
     (folder / LAST_FILE).write_text(json.dumps(about))
@@ -186,14 +202,32 @@ def _spread(model: torch.nn.Module) -> None:
             parameter.copy_(noise(parameter) / parameter.shape[-1] ** 0.5)
 
 
-def _tokenizer() -> Tokenizer:
+def _image_processor(config: dict[str, Any]) -> dict[str, Any]:
+    sight = config["vision_config"]
+    return {
+        "image_processor_type": "PixtralImageProcessor",
+        "patch_size": sight["patch_size"],
+        "size": {"longest_edge": sight["image_size"]},
+    }
+
+
+def _processor(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "processor_class": "PixtralProcessor",
+        "patch_size": config["vision_config"]["patch_size"],
+        "spatial_merge_size": config["spatial_merge_size"],
+        **dict(zip(("image_token", "image_break_token", "image_end_token"), OF_IMAGES, strict=True)),
+    }
+
+
+def _tokenizer(special: list[str]) -> Tokenizer:
     """Return a byte-level BPE tokenizer with merges learned from the licence, which never changes."""
     result = Tokenizer(models.BPE())
     result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     result.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

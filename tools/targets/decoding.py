@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from specbatch.config import load_config
 from specbatch.corpus import open_corpus
+from specbatch.corpus.images import Image, as_sent
 from specbatch.drafts.base import algorithm_of
 from specbatch.errors import RunError
-from specbatch.inference import cpu_speculative
+from specbatch.inference import cpu_speculative, text_only
 from specbatch.inference.server import SGLangServer
 from specbatch.rundir import RunDir
 from specbatch.target import read_target
@@ -31,7 +34,9 @@ class Drafting:
         self.log = log
         heldout = open_corpus(RunDir(run)).heldout
         assert heldout is not None
-        self.prompts = heldout.prompts()[:PROMPTS]
+        samples = [heldout.sample(i) for i in range(PROMPTS)]
+        self.prompts = [sample.input_ids[: int(np.argmax(sample.loss_mask))] for sample in samples]
+        self.images: list[tuple[Image, ...]] = [sample.images for sample in samples]
         algorithm = algorithm_of(load_config(run / "config.yaml"), read_target(str(target)))
         served = algorithm.files.serve("sglang", DRAFT_TOKENS)
         assert served is not None
@@ -40,7 +45,7 @@ class Drafting:
             "max_running_requests": PROMPTS, "max_total_tokens": 2048,
             **served, "speculative_draft_model_path": run / "export",
         }  # fmt: skip
-        environment = {cpu_speculative.SELECT: "1"}
+        environment = {cpu_speculative.SELECT: "1", text_only.SELECT: "0" if any(self.images) else "1"}
         self._server = SGLangServer(arguments, log, environment, threads=1, start_timeout_s=START_TIMEOUT_S)
 
     def __enter__(self) -> Drafting:
@@ -60,7 +65,13 @@ class Drafting:
             RunError, RequestRefused: there are none, or none with a draft.
         """
         sampling = {"max_new_tokens": ANSWER_TOKENS, "temperature": 0, "stop_token_ids": [EOS]}
-        results = self._server.generate({"input_ids": self.prompts, "sampling_params": sampling}, tries=1)
+        asked = {
+            "input_ids": [as_sent(*pair).tolist() for pair in zip(self.prompts, self.images, strict=True)],
+            "sampling_params": sampling,
+        }
+        if any(self.images):
+            asked["image_data"] = [[image.url() for image in images] for images in self.images]
+        results = self._server.generate(asked, tries=1)
         if any(not result["meta_info"].get("spec_verify_ct") for result in results):
             raise RunError("it answers without a single verify step")
         return [list(result["output_ids"]) for result in results]

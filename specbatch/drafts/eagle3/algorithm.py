@@ -43,6 +43,7 @@ class Eagle3(DecoderAlgorithm):
     computed = "live columns"
     note = RENAMED
     changed_logits = True
+    reads_images = True
 
     @cached_property
     def draft(self) -> Eagle3Draft:
@@ -53,7 +54,7 @@ class Eagle3(DecoderAlgorithm):
     def contract(self) -> Eagle3Contract:
         from specbatch.drafts.eagle3.contract import Eagle3Contract
 
-        return Eagle3Contract(self._aux_layers(), self.target.hidden)
+        return Eagle3Contract(self._aux_layers(), self.target.hidden, self.config.data.images)
 
     @cached_property
     def shape(self) -> Shape:
@@ -72,6 +73,7 @@ class Eagle3(DecoderAlgorithm):
             train_head=draft.train_head,
             fc_norm=draft.fc_norm,
             norm_output=draft.norm_output,
+            images=self.config.data.images,
         )
 
     @cached_property
@@ -151,6 +153,11 @@ class Eagle3(DecoderAlgorithm):
                 "draft.fc_norm: true: SGLang keeps a trained embedding only of a draft that reads the target's layers "
                 "as one state, and so can't normalise each of them; set draft.train_embedding: false"
             )
+        if self.config.data.images and self.draft.train_embedding:
+            raise UserError(
+                "draft.train_embedding: true: servers give a draft the target's embeddings of prompts with images, not "
+                "its own; leave draft.train_embedding or data.images out"
+            )
         check_vocabulary(self.draft.vocab_size, self.target)
         return []
 
@@ -168,6 +175,7 @@ class Eagle3(DecoderAlgorithm):
             # Only if they are set, so that snapshots from before these switches existed still match.
             **{name: True for name in ("fc_norm", "norm_output") if getattr(draft, name)},
             **({"loss": draft.loss} if draft.loss != "kl" else {}),
+            **({"images": True} if self.config.data.images else {}),
         }
 
     @cached_property
@@ -192,7 +200,8 @@ class Eagle3(DecoderAlgorithm):
         from specbatch.drafts.eagle3.columns import lay_out
 
         layout = lay_out(loss_mask, lengths, self.draft.ttt_steps)
-        return layout.rows(layout.divide(share.ranks)[share.rank])
+        rows = layout.rows(layout.divide(share.ranks)[share.rank])
+        return {**rows, "embeds": rows["aux"]} if self.config.data.images else rows
 
     def _aux_layers(self) -> tuple[int, ...]:
         """Return the configured layers, else a low, a middle and a high one."""

@@ -136,6 +136,8 @@ def locate(pack: PackTensors, ttt_steps: int) -> Columns:
             f"the pack has {pack.rows['aux'].shape[0]} rows of aux and {pack.rows['last'].shape[0]} of last, "
             f"its masks ask for {len(columns)} and {len(last)}"
         )
+    if "embeds" in pack.rows and len(pack.rows["embeds"]) != len(columns):
+        raise ValueError(f"the pack has {len(pack.rows['embeds'])} rows of embeds, its masks ask for {len(columns)}")
     target = layout.target_KR[:, columns]
     return Columns(
         samples=layout.samples,

@@ -9,12 +9,20 @@ followed by another one, and ``aux`` up to the last column that learns anything.
 Other trainers let columns of the prompt learn the first tokens of the answer, ``K (K + 1) / 2`` pairs per turn. On the
 quickstart's data, with a third of its steps, the same seed and three tokens drafted at a time, the acceptance length
 along the states of twelve held-out packs is 1.614 with these pairs and 1.621 without them, which is within its noise.
+
+Servers give a draft the target's embeddings of images instead of those of the tokens that stand for them. If there are
+images, column ``i`` reads ``embeds[i]`` in the first unrolled step: the target's embedding at position ``i + 1``. Later
+steps read loss tokens only, which are never parts of images.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
+from specbatch.drafts.base import TensorSpec
 from specbatch.drafts.layers_and_last import LayersAndLast
 from specbatch.drafts.masks import Masks
 
@@ -22,13 +30,22 @@ LEAST_LAYERS = 4
 """Fewest layers of a target: with fewer there are no three distinct outputs below the last layer."""
 
 
+@dataclass(frozen=True)
 class Eagle3Contract(LayersAndLast):
     """The rows of EAGLE-3."""
 
+    images: bool = False
+    """Whether conversations may have images."""
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorSpec]:
+        embeds = {"embeds": TensorSpec((), self.hidden)} if self.images else {}
+        return {**super().tensors, **embeds}
+
     def rows(self, loss_mask: np.ndarray) -> dict[str, np.ndarray]:
         target = target_positions(loss_mask)
-        columns = target[-1] if target.size else 0
-        return {"aux": np.arange(columns, dtype=np.int64), "last": target}
+        columns = np.arange(target[-1] if target.size else 0, dtype=np.int64)
+        return {"aux": columns, "last": target, **({"embeds": columns + 1} if self.images else {})}
 
 
 def target_runs(masks: Masks) -> tuple[np.ndarray, np.ndarray]:

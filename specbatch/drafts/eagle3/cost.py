@@ -31,6 +31,8 @@ def costs_of(masks: Masks, ttt_steps: int, shape: Shape) -> Costs:
     low_R, high_R = target_runs(masks)
     columns_S = _columns(masks, low_R, high_R)
     rows_S = {"aux": columns_S, "last": masks.runs.total(high_R - low_R)}
+    if shape.images:
+        rows_S["embeds"] = columns_S
     counts_KS = counts_of(masks, ttt_steps)
     live_KS, pairs_KS = live_columns(masks, ttt_steps)
     forward, both = (

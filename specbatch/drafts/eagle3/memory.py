@@ -44,6 +44,8 @@ class Shape:
     """Whether each of the target's layers is normalised separately."""
     norm_output: bool = False
     """Whether the unrolled state is normalised."""
+    images: bool = False
+    """Whether the target's embeddings are read from packs."""
 
     @property
     def first(self) -> int:
@@ -111,7 +113,7 @@ def step_bytes(shape: Shape, work: StepWork) -> dict[str, int]:
     keys = 2 * shape.kv_heads * shape.head_dim
     chunk = min(work.columns_at_once, columns)
     # On a GPU one pack is copied while another is trained; a CPU trains it in place.
-    packs = (shape.aux_layers + 1) * shape.hidden * 2 * columns * (2 if work.gpu else 0)
+    packs = (shape.aux_layers + 1 + shape.images) * shape.hidden * 2 * columns * (2 if work.gpu else 0)
 
     # The embedding and the state, before and after their norms' weights.
     embedded = shape.hidden * (2 * value + (wide if shape.own_embedding else 0))

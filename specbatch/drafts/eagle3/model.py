@@ -239,7 +239,10 @@ class Eagle3Module(DraftModule):
             layers = aux.split(self.config.hidden_size, -1)
             aux = torch.cat([norm(layer) for norm, layer in zip(self.fc_norm, layers, strict=True)], -1)
         z = self.fc(aux)
-        a = torch.cat([self._embedded(pack, columns.token_C + 1), self.layers[0].hidden_norm(z)], -1)
+        # With images, not everything that is read is the embedding of a token.
+        embeds = pack.rows.get("embeds")
+        read = self._embedded(pack, columns.token_C + 1) if embeds is None else self._normalised(embeds)
+        a = torch.cat([read, self.layers[0].hidden_norm(z)], -1)
         key = rotate(attention.heads(attention.k_proj, a), *self._rotation(columns.position_C, z))
         return z, key, attention.heads(attention.v_proj, a)
 
@@ -345,10 +348,12 @@ class Eagle3Module(DraftModule):
 
     def _embedded(self, pack: PackTensors, token: Tensor) -> Tensor:
         """Return the normalised embeddings of tokens, ``[N, H]``, in the compute dtype."""
-        layer = self.layers[0]
         ids = pack.input_ids[token.to(pack.input_ids.device, non_blocking=True)]
         table = self.embed_tokens.weight if self.embedding is None else self.embedding
-        return layer.input_layernorm(F.embedding(ids, table).to(self.fc.weight.dtype))
+        return self._normalised(F.embedding(ids, table))
+
+    def _normalised(self, embeds: Tensor) -> Tensor:
+        return self.layers[0].input_layernorm(embeds.to(self.fc.weight.dtype))
 
 
 def _index(there: Tensor, wanted: Tensor, device: torch.device) -> Tensor | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,7 +84,17 @@ def test_rows_are_the_loss_tokens_that_another_follows(mask: list[bool]) -> None
     assert CONTRACT.rows(np.array(mask, dtype=bool))["last"].tolist() == wanted
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=12), max_size=5), st.integers(1, 4))
-def test_the_bytes_of_many_samples_are_those_of_each(masks: list[list[bool]], ttt_steps: int) -> None:
-    costs = costs_of(Masks.of([np.array(mask) for mask in masks]), ttt_steps, SHAPE)
-    assert costs.bytes_S(CONTRACT).tolist() == [CONTRACT.bytes(np.array(mask)) for mask in masks]
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=12), max_size=5), st.integers(1, 4), st.booleans())
+def test_the_bytes_of_many_samples_are_those_of_each(masks: list[list[bool]], ttt_steps: int, images: bool) -> None:
+    contract = replace(CONTRACT, images=images)
+    costs = costs_of(Masks.of([np.array(mask) for mask in masks]), ttt_steps, replace(SHAPE, images=images))
+    assert costs.bytes_S(contract).tolist() == [contract.bytes(np.array(mask)) for mask in masks]
+
+
+def test_with_images_each_column_reads_the_embedding_of_the_token_after_it() -> None:
+    contract = replace(CONTRACT, images=True)
+    rows = contract.rows(np.array([0, 0, 1, 1, 1, 1], dtype=bool))
+    assert rows["embeds"].tolist() == [1, 2, 3, 4]
+    assert contract.layers == (1, 2, 3)
+    assert contract.aux_layers == (1, 2, 3)
+    assert contract.widths == {"aux": 12, "last": 4, "embeds": 4}

@@ -358,6 +358,32 @@ def test_a_pack_with_too_few_rows_is_refused():
         draft(pack, WEIGHTS[:3])
 
 
+def test_parts_of_images_are_read_from_the_pack_and_not_from_the_embedding():
+    draft, samples = make_draft(3, WHOLE), [Sample([False] * 4 + [True] * 5, 1), Sample([False] * 2 + [True] * 4, 2)]
+    parts = torch.randn(2, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    for place in (1, 2):
+        samples[0].ids[place] = VOCAB + place - 1
+    text = draft.embedding
+    draft.embedding = torch.cat([text, parts])
+    *_, expected = theirs(draft, samples, WEIGHTS[:3])
+    contract = Eagle3Contract((0, 1, 2), HIDDEN, images=True)
+    pack = pack_of(samples)
+    pack.rows["embeds"] = torch.cat(
+        [
+            draft.embedding[torch.tensor(sample.ids)][contract.rows(np.array(sample.mask))["embeds"]]
+            for sample in samples
+        ]
+    )
+    pack.input_ids[pack.input_ids >= VOCAB] = 0
+    draft.embedding = text
+    assert difference(ours(draft, pack, WEIGHTS[:3])[1], expected) < 1e-12
+    pack.rows["embeds"] = pack.rows["embeds"].roll(1, 0)
+    assert difference(ours(draft, pack, WEIGHTS[:3])[1], expected) > 1e-3
+    pack.rows["embeds"] = pack.rows["embeds"][1:]
+    with pytest.raises(ValueError, match="rows of embeds"):
+        draft(pack, WEIGHTS[:3])
+
+
 def test_frequencies_stay_exact_at_far_positions():
     rope = Rope(64, 1e5, 1 << 17)
     cos, sin = rope.rotation(torch.tensor([100_000]), torch.bfloat16)
