@@ -20,7 +20,10 @@ from specbatch.doctor.site import NODE, QUICK, Place, devices
 from specbatch.errors import UserError
 from specbatch.free_ports import use_ports
 from specbatch.inference.arguments import start_timeout_s
+from specbatch.inference.staging import removed_afterwards, use_stage
 from specbatch.run.address import name_interface, node_address
+from specbatch.run.head import serving
+from specbatch.rundir import RunDir
 from specbatch.target import read_target
 
 ENGINES_ENDED = "engines-ended"
@@ -54,7 +57,7 @@ def examine(place: Place) -> list[Finding]:
             stack.enter_context(network.listening(place, address))
             add(guarded("network", lambda: network.reach(place)))
         if place.component == "inference":
-            add(_infer(place))
+            add(_infer(place, address))
         if place.component == "training":
             add(_train(place, address, stack))
         if place.component != "inference":
@@ -63,18 +66,21 @@ def examine(place: Place) -> list[Finding]:
 
 
 def _lead(place: Place, address: str, stack: contextlib.ExitStack) -> Finding:
-    stack.enter_context(store.master(place, address))
-    return Finding("store's master", f"listens on {address}", "started")
+    """Start what the head of a run starts."""
+    stack.enter_context(serving(RunDir(place.root), store.ATTEMPT, place.config, address))
+    return Finding("store's master", f"listens on {address}, and so does the dispatcher", "started")
 
 
-def _infer(place: Place) -> list[Finding]:
-    """Run an engine's checks."""
+def _infer(place: Place, address: str) -> list[Finding]:
+    """Run the checks of an engine, or of a node's part of it."""
     found = guarded("target's class", lambda: engine.served(place))
     found += guarded("GPUs for torch", lambda: gpu.usable(place))
     found += guarded("store", lambda: store.round_trip(place))
     if why := _why_not(place, found):
         return [*found, *(not_checked(what, why) for what in ("engine", engine.CAPTURED, engine.RATE))]
-    return found + guarded("engine", lambda: engine.captures(place))
+    use_stage(place.config.slurm.stage_target if place.slurm else "")
+    with removed_afterwards(lambda: True):
+        return found + guarded("engine", lambda: engine.captures(place, address))
 
 
 def _train(place: Place, address: str, stack: contextlib.ExitStack) -> list[Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,13 +47,16 @@ MISTAKES = {
 }
 """Mistakes by the run's name, with the message that the user reads."""
 STEADY_S = 8.0
+SHORT = ("--prompts=2", "--max_new_tokens=16")
 
 
 class Examined(Run):
-    """Return the doctor's findings about a run whose two ranks are on two nodes."""
+    """Return the doctor's findings about a run whose two ranks, and the two parts of its engine, are on two nodes each,
+    the latter with copies of the target."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        super().__init__(lab, folder, "seen", f"{{{MEMORY}, training: {{nodes: 2, mem: 4G}}, inference: {{mem: 4G}}}}")
+        slurm = f"{MEMORY}, stage_target: /dev/shm, training: {{nodes: 2, mem: 4G}}, inference: {{nodes: 2, mem: 4G}}"
+        super().__init__(lab, folder, "seen", f"{{{slurm}}}", "tensor_parallel: 2, nodes_per_engine: 2")
         self.config.write_text(self.config.read_text().replace("ranks: 1", "ranks: 2"))
 
     def submit(self) -> Callable[[], bool]:
@@ -113,7 +117,7 @@ def rank_killed(run: TwoNodes) -> Events:
     yield lambda: run.step() >= 28
     run.kill_rank(1)
     yield run.ended
-    yield run.doing("evaluate", str(run.run_dir.root), "--submit", "--prompts=2", "--max_new_tokens=16")
+    yield run.doing("evaluate", str(run.run_dir.root), "--submit", *SHORT, "--slurm.stage_target=/dev/shm")
     yield run.ended
 
 
@@ -171,6 +175,13 @@ def test_the_doctor_looks_at_every_node_of_every_component_and_leaves_rates_for_
     assert "over 2 ranks by gloo, correct sums" in of["training"]["all-reduce"]["found"]
     assert "node" in of["training"]["network to inference"]["found"]
     assert of["inference"]["captured rows"]["verdict"] == "ok"
+    assert of["inference"]["engine"]["verdict"] == "ok"
+    engines = [finding["found"] for finding in found["findings"]["inference"] if finding["what"] == "engine"]
+    assert re.fullmatch(r"started in \d+ s on 2 nodes \(on node\d+\)", engines[0]), engines
+    assert re.fullmatch(r"engine-0: this is node 2 of 2 \(on node\d+\)", engines[1]), engines
+    assert of["inference"]["copying the target"]["verdict"] == "ok"
+    copies = f"/dev/shm/specbatch-{run.lab.state.uid}"
+    assert f"--model-path={copies}/" in (Path(found["directory"]) / "attempts/1/logs/engine-1.log").read_text()
     assert of["inference"]["GPUs for torch"]["verdict"] == "not checked"
     assert of["training"]["snapshot"]["verdict"] == "ok"
     # All that can be checked on CPUs was.
@@ -206,6 +217,7 @@ def test_a_draft_is_measured_by_a_job_of_one_node(played: dict[str, Run]):
     assert f"job {job.id}: measures two/export on 1 node, for at most 00:30:00" in said
     log = (run.run_dir.root / EVALUATION_LOG).read_text()
     assert f"specbatch: job {job.id}, restart 0, on node" in log
+    assert f"the copy of the target was removed path=/dev/shm/specbatch-{run.lab.state.uid}/" in log
     found = json.loads(run.run_dir.evaluation.read_text())
     assert (found["prompts"], found["max_new_tokens"]) == (2, 16)
     assert found["acceptance_length"] >= 1
