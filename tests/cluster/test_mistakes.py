@@ -47,6 +47,9 @@ MISTAKES = {
 }
 """Mistakes by the run's name, with the message that the user reads."""
 STEADY_S = 8.0
+PORTS = range(21000, 21500)
+Listener = tuple[str, str, int]
+"""The end of a process's command line, and the address and port on which it listens."""
 SHORT = ("--prompts=2", "--max_new_tokens=16")
 
 
@@ -72,9 +75,11 @@ class TwoNodes(Run):
 
     killed = 0.0
     quiet: tuple[float, list[str]] = (0.0, [])
+    listeners: list[Listener]
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        super().__init__(lab, folder, "two", f"{{{MEMORY}, training: {{nodes: 2, mem: 4G}}, inference: {{mem: 4G}}}}")
+        slurm = f"{MEMORY}, ports: {PORTS[0]}-{PORTS[-1]}, training: {{nodes: 2, mem: 4G}}, inference: {{mem: 4G}}"
+        super().__init__(lab, folder, "two", f"{{{slurm}}}")
         text = self.config.read_text().replace("ranks: 1", "ranks: 2").replace("interval: 5", "interval: 25")
         self.config.write_text(text)
 
@@ -83,18 +88,31 @@ class TwoNodes(Run):
 
     def kill_rank(self, rank: int) -> None:
         """SIGKILL to a rank of the newest attempt."""
+        job = self.job_ids()[f"{self.attempt().job}+2"]
         for process in psutil.process_iter(["cmdline"]):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "specbatch.training.process.rank" in (process.info["cmdline"] or []):
                     of = process.environ()
-                    if (of.get("SLURM_JOB_ID"), of.get("RANK")) == (self.attempt_job(), str(rank)):
+                    if (of.get("SLURM_JOB_ID"), of.get("RANK")) == (job, str(rank)):
                         process.kill()
                         self.killed = time.time()
 
-    def attempt_job(self) -> str:
-        """The component's own id, which its tasks have for their job's."""
+    def job_ids(self) -> dict[str, str]:
+        """Each component's own id, which its tasks have for their job's, by the one that Slurm shows."""
         rows = self.lab.run("squeue", "--noheader", "--all", f"--jobs={self.attempt().job}", "--format=%i %A").split()
-        return dict(zip(rows[::2], rows[1::2], strict=True))[f"{self.attempt().job}+2"]
+        return dict(zip(rows[::2], rows[1::2], strict=True))
+
+    def listening(self) -> list[Listener]:
+        """What the processes of all its components listen on."""
+        found, jobs = [], self.job_ids().values()
+        for process in psutil.process_iter(["cmdline"]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.environ().get("SLURM_JOB_ID") in jobs:
+                    words = " ".join(process.info["cmdline"] or [])
+                    for one in process.net_connections("tcp"):
+                        if one.status == psutil.CONN_LISTEN:
+                            found.append((words[-60:], one.laddr.ip, one.laddr.port))
+        return sorted(found)
 
 
 Events = Iterator[Callable[[], bool]]
@@ -109,6 +127,7 @@ def rank_killed(run: TwoNodes) -> Events:
     """Metadata requests are counted while it trains; then the second node's rank is killed. At last its draft is
     measured."""
     yield run.reaches(3)
+    run.listeners = run.listening()
     watched = Inotify(run.run_dir.root)
     until = time.monotonic() + STEADY_S
     yield lambda: time.monotonic() > until or run.step() >= 24
@@ -207,6 +226,16 @@ def test_ranks_of_two_nodes_start_again_in_place_while_the_engine_stays(played: 
     assert f"step {STEPS}/{STEPS}" in log or "training: step " in log
     assert "POST /generate" not in run.run_dir.component_log(1, "engine", 0).read_text()
     print(f"the next step was trained {back_s:.1f} s after a rank was killed")
+
+
+def test_whoever_listens_has_a_port_of_the_site_s_range_but_gloo_which_has_the_job_s_interface(played: dict[str, Run]):
+    listeners = played["two"].listeners
+    print(*listeners, sep="\n")
+    # Master and dispatcher, SGLang and the store of its ranks, that of two ranks, Mooncake's clients.
+    assert len([port for *_, port in listeners if port in PORTS]) >= 8
+    outside = [one for one in listeners if one[2] not in PORTS]
+    assert {address[:3] for _, address, _ in outside} <= {"10."}, outside
+    assert all("specbatch.training" in words or "sglang" in words for words, *_ in outside), outside
 
 
 def test_a_draft_is_measured_by_a_job_of_one_node(played: dict[str, Run]):
