@@ -13,10 +13,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from specbatch.config import load_config
 from specbatch.doctor import engine, gpu, network, store
 from specbatch.doctor.finding import Finding, guarded, not_checked, write_findings
-from specbatch.doctor.site import NODE, QUICK, Place, devices
+from specbatch.doctor.site import NODE, QUICK, Place, devices, sources
+from specbatch.doctor.trial import OF_RUN
 from specbatch.errors import UserError
 from specbatch.free_ports import use_ports
 from specbatch.inference.arguments import start_timeout_s
@@ -45,6 +48,7 @@ def examine(place: Place) -> list[Finding]:
     add([Finding("node", socket.gethostname())])
     for what, check in (*QUICK, *NODE):
         add(guarded(what, lambda check=check: check(place)))  # type: ignore[misc]
+    add(guarded("the run's data", lambda: _data_of_run(place)))
     try:
         address = node_address(place.config.slurm.interface, place.others)
     except UserError:
@@ -63,6 +67,12 @@ def examine(place: Place) -> list[Finding]:
         if place.component != "inference":
             _wait_for_engines(place)
     return findings
+
+
+def _data_of_run(place: Place) -> Finding:
+    """Check the data of the run itself: the trial's are made up."""
+    found = sources(load_config(place.root / OF_RUN))
+    return msgspec.structs.replace(found, what="the run's data")
 
 
 def _lead(place: Place, address: str, stack: contextlib.ExitStack) -> Finding:

@@ -20,6 +20,8 @@ STEPS = 3
 PROMPT_SHARE = 1 / 8
 """Share of a sample's tokens that are not learnt."""
 ROWS = "made-up.jsonl"
+OF_RUN = "run.yaml"
+"""The configuration of the run itself, in the doctor's directory."""
 
 
 def make_trial(config: Config, root: Path) -> Config:
@@ -47,6 +49,7 @@ def make_trial(config: Config, root: Path) -> Config:
         snapshot=replace(config.snapshot, interval=Interval(str(STEPS)), record=0),
         evaluate=Evaluate(prompts=0),
     )
+    write_whole(root / OF_RUN, dump_config(config).encode())
     vocabulary = min(read_target(config.target.path).vocab, tokenizer_size(load_tokenizer(config)))
     generator = np.random.default_rng(config.run.seed)
     with (root / ROWS).open("w") as file:

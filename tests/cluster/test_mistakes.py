@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ MISTAKES = {
         "training: could not be started: exec: no-such-runtime: not found (exit code 127)",
     ),
     "gpus": (
-        f"{MEMORY}, training: {{mem: 4G}}, inference: {{partition: gpu, gpus_per_node: 1, mem: 4G}}",
+        f"{MEMORY}, recovery: none, training: {{mem: 4G}}, inference: {{partition: gpu, gpus_per_node: 1, mem: 4G}}",
         "has no device file of a GPU",
     ),
 }
@@ -162,8 +163,8 @@ def test_a_mistake_costs_one_place_in_the_queue_and_says_what_it_is(played: dict
     assert not run.failure, run.failure
     assert run.run_dir.attempts() == [1]
     first, *others = read_jobs(run.run_dir, "run")
-    # A successor was queued and called off: it never began.
-    assert [job.after for job in others] == [first.id] * len(others)
+    # A successor was queued and called off: it never began. Where the site forbids it, none was.
+    assert [job.after for job in others] == [first.id] * (name != "gpus")
     assert run.state() == "failed"
     said = run.specbatch("status", str(run.run_dir.root))
     assert words in said.splitlines()[1], said
@@ -251,6 +252,14 @@ def test_a_draft_is_measured_by_a_job_of_one_node(played: dict[str, Run]):
     assert (found["prompts"], found["max_new_tokens"]) == (2, 16)
     assert found["acceptance_length"] >= 1
     assert f"measured  acceptance length {found['acceptance_length']:.2f}" in run.specbatch("status", "two")
+
+
+def test_nothing_is_left_in_the_memory_of_nodes(played: dict[str, Run]):
+    lab = played["two"].lab
+    for name in lab.state.names:
+        find = ["find", "/dev/shm", "-mindepth", "1", "-user", str(lab.state.uid)]
+        left = subprocess.run([*lab.on_node(name), *find], capture_output=True, text=True, check=True).stdout
+        assert left == "", name
 
 
 def test_a_run_that_trains_makes_a_request_of_metadata_a_second_at_most(played: dict[str, Run]):

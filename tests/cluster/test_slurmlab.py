@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -38,8 +39,13 @@ def short_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """A cluster of its own: what other tests did to theirs is not to show here. It binds tasks to cores."""
-    yield from cluster(6, TaskPlugin="task/affinity")
+    """A cluster of its own: what other tests did to theirs is not to show here. It binds tasks to cores, and writes its
+    mail into a file."""
+    with tempfile.TemporaryDirectory(prefix="mail-", dir="/var/lib") as folder:
+        program = Path(folder) / "mail"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/sent\n')
+        program.chmod(0o755)
+        yield from cluster(6, TaskPlugin="task/affinity", MailProg=str(program))
 
 
 def user(lab: Lab, *command: str) -> str:
@@ -65,9 +71,8 @@ def test_an_ordinary_user_runs_a_heterogeneous_job_and_accounting_knows(lab: Lab
     script = lab.state.home / "het.sh"
     where = 'srun --het-group={0} sh -c "echo {0} \\$(id -un) \\$(hostname) gpus \\$CUDA_VISIBLE_DEVICES"\n'
     script.write_text(
-        "#!/bin/bash\n#SBATCH --partition=cpu --output=het.out\n#SBATCH hetjob\n#SBATCH --partition=gpu --gres=gpu:2\n"
-        + where.format(0)
-        + where.format(1)
+        "#!/bin/bash\n#SBATCH --partition=cpu --output=het.out --mail-type=END\n#SBATCH hetjob\n"
+        "#SBATCH --partition=gpu --gres=gpu:2 --mail-type=END\n" + where.format(0) + where.format(1)
     )
     job = user(lab, "sbatch", "--parsable", str(script))
     rows = ["sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID,User,Account,State"]
@@ -78,6 +83,12 @@ def test_an_ordinary_user_runs_a_heterogeneous_job_and_accounting_knows(lab: Lab
     assert engine.split()[:2] == ["1", "labuser"]
     assert engine.split()[2] in lab.state.gpu_names
     assert engine.endswith(" gpus 0,1")
+    # Every component asks for mail; a job sends it once.
+    program = re.search(r"MailProg += (\S+)", lab.run("scontrol", "show", "config"))
+    assert program
+    sent = Path(program[1]).with_name("sent")
+    eventually(sent.exists)
+    assert len(sent.read_text().splitlines()) == 1
 
 
 WAYS = {
