@@ -11,7 +11,8 @@ from specbatch.config.engine_nodes import nodes_per_engine
 from specbatch.corpus import Corpus, make_plan, open_corpus
 from specbatch.doctor.finding import Finding, failed, guarded, not_checked
 from specbatch.doctor.site import Place
-from specbatch.doctor.store import ATTEMPT, JOIN_S, connection_of, segment_of
+from specbatch.doctor.store import JOIN_S, connection_of, segment_of
+from specbatch.doctor.trial import ATTEMPT
 from specbatch.drafts.base import CaptureContract, algorithm_of
 from specbatch.errors import RunError
 from specbatch.inference.capture_request import Captured, CaptureRequest, NotCaptured, new_capture_request

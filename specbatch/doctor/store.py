@@ -12,12 +12,11 @@ from specbatch.config.rules import Bytes
 from specbatch.dispatch.connection_file import ConnectionFile, wait_for
 from specbatch.doctor.finding import Finding, failed
 from specbatch.doctor.site import Place
+from specbatch.doctor.trial import ATTEMPT
 from specbatch.rundir import RunDir, read_json, write_json
 from specbatch.transfer.store import StoreClient, StoreError, store_of, usable_bytes
 from specbatch.units import bytes_text
 
-ATTEMPT = 1
-"""The only attempt in the doctor's own directory."""
 LENT_BYTES = 8 << 30
 """Most bytes that a training node lends."""
 OBJECT_BYTES = 16 << 20

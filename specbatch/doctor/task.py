@@ -16,10 +16,11 @@ from pathlib import Path
 import msgspec
 
 from specbatch.config import load_config
+from specbatch.config.engine_nodes import nodes_per_engine
 from specbatch.doctor import engine, gpu, network, store
 from specbatch.doctor.finding import Finding, guarded, not_checked, write_findings
 from specbatch.doctor.site import NODE, QUICK, Place, devices, sources
-from specbatch.doctor.trial import OF_RUN
+from specbatch.doctor.trial import ATTEMPT, OF_RUN
 from specbatch.errors import UserError
 from specbatch.free_ports import use_ports
 from specbatch.inference.arguments import start_timeout_s
@@ -77,7 +78,7 @@ def _data_of_run(place: Place) -> Finding:
 
 def _lead(place: Place, address: str, stack: contextlib.ExitStack) -> Finding:
     """Start what the head of a run starts."""
-    stack.enter_context(serving(RunDir(place.root), store.ATTEMPT, place.config, address))
+    stack.enter_context(serving(RunDir(place.root), ATTEMPT, place.config, address))
     return Finding("store's master", f"listens on {address}, and so does the dispatcher", "started")
 
 
@@ -109,6 +110,8 @@ def _why_not(place: Place, found: list[Finding]) -> str:
     """Return why the rest of a component's checks can't be made; empty if they can."""
     if not place.slurm and getattr(place.config.slurm, place.component).gpus_per_node and not devices():
         return "this machine has no GPU, but the job requests some: --submit checks there"
+    if not place.slurm and place.component == "inference" and (nodes := nodes_per_engine(place.config)) > 1:
+        return f"an engine spans {nodes} nodes: --submit checks there"
     return "see above" if any(finding.verdict == "failed" and finding.what in _NEEDED for finding in found) else ""
 
 

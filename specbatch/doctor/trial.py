@@ -20,6 +20,8 @@ STEPS = 3
 PROMPT_SHARE = 1 / 8
 """Share of a sample's tokens that are not learnt."""
 ROWS = "made-up.jsonl"
+ATTEMPT = 1
+"""The only attempt in the doctor's own directory."""
 OF_RUN = "run.yaml"
 """The configuration of the run itself, in the doctor's directory."""
 
@@ -39,6 +41,8 @@ def make_trial(config: Config, root: Path) -> Config:
     """
     run_dir = RunDir(root)
     run_dir.make()
+    # It gets keys and logs, as a run's.
+    run_dir.attempt(ATTEMPT).mkdir(parents=True, mode=0o700)
     trial = replace(
         config,
         run=replace(config.run, dir=str(root)),

@@ -120,7 +120,11 @@ def test_engines_and_ranks_get_gpus_of_their_own_and_all_cores_of_their_step(lab
     for part in parts_of(config)[1:]:
         lines += component_function(part, run_dir)
     lines += ["on_inference tests.cluster.seen inference 2", "on_training tests.cluster.seen training 4"]
-    lines += ["srun --het-group=2 --ntasks=1 grep Cpus_allowed_list /proc/self/status", "echo done", ""]
+    lines += [
+        "srun --het-group=2 --ntasks=1 --cpus-per-task=1 --exact grep Cpus_allowed_list /proc/self/status",
+        "echo done",
+        "",
+    ]
     user(lab, "touch", str(run_dir.config))
     subprocess.run(
         [*lab.as_user(), "sbatch", "--parsable"], env=lab.user_environment(), cwd=lab.state.home, check=True,
