@@ -18,7 +18,8 @@ def main(component: str, need: int) -> None:
     cpus = re.search(r"Cpus_allowed_list:\s*(\S+)", Path("/proc/self/status").read_text())
     mine = gpu_share(listed_gpus(), need, int(os.environ["SLURM_LOCALID"]), GPUS_OF_NODE)
     found = [component, ",".join(mine), os.environ.get("SLURM_CPUS_PER_TASK"), cpus and cpus[1]]
-    print(f"seen {json.dumps(found)}", flush=True)
+    # In one piece: other tasks write into the same log.
+    os.write(1, f"seen {json.dumps(found)}\n".encode())
 
 
 if __name__ == "__main__":
