@@ -93,7 +93,7 @@ def parse_limits(text: str, account: str, part: str = "", user: str = "") -> lis
         part: the account that the job names, which is this one or below it; this one if empty.
         user: whose own limits count, too; nobody's if empty.
     """
-    found = []
+    found: list[Balance] = []
     for facts in _associations(text, account):
         owner = _name(facts.get("UserName", ""))
         if owner and (owner != user or facts.get("Partition")):
@@ -113,7 +113,7 @@ def parse_parent(text: str, account: str) -> str:
 
 def parse_qos(text: str, qos: str) -> list[Balance]:
     """Return the limits of a QOS from ``scontrol --oneliner show assoc_mgr``."""
-    found = []
+    found: list[Balance] = []
     for line in text.splitlines():
         facts = dict(re.findall(r"(\w+)=(\S*)", line))
         if _name(facts.get("QOS", "")).lower() == qos.lower():
