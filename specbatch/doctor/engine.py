@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,7 +12,8 @@ from specbatch.corpus import Corpus, make_plan, open_corpus
 from specbatch.corpus.images import as_sent
 from specbatch.doctor.finding import Finding, failed, guarded, not_checked
 from specbatch.doctor.site import Place
-from specbatch.doctor.store import ATTEMPT, JOIN_S, connection_of, segment_of
+from specbatch.doctor.store import JOIN_S, connection_of, segment_of
+from specbatch.doctor.trial import ATTEMPT
 from specbatch.drafts.base import CaptureContract, algorithm_of
 from specbatch.errors import RunError
 from specbatch.inference.capture_request import (
@@ -24,8 +26,11 @@ from specbatch.inference.capture_request import (
 from specbatch.inference.capture_server import CaptureServer, ContractBroken
 from specbatch.inference.classes import check_class
 from specbatch.inference.engine import capture_server, capture_settings
+from specbatch.inference.nodes import FurtherNodes, follow, further_nodes
+from specbatch.inference.place import EnginePart
 from specbatch.inference.resolution import check_engine
 from specbatch.inference.server import EngineError
+from specbatch.inference.staging import stage
 from specbatch.pack_manifest import Manifest, object_key
 from specbatch.plan import Pack
 from specbatch.planning.rates import ASSUMED_GPU, assumed_engine
@@ -50,35 +55,55 @@ def served(place: Place) -> Iterator[Finding]:
     yield Finding("target's class", f"SGLang serves {target.architecture}", "a class that captures hidden states")
 
 
-def captures(place: Place, join_s: float = JOIN_S) -> Iterator[Finding]:
-    """Start the engine, have it verify what it captures, and measure how fast it does.
+def captures(place: Place, address: str, join_s: float = JOIN_S) -> Iterator[Finding]:
+    """Start the engine, have it verify what it captures, and measure how fast it does. On a further node of an engine,
+    work as its part until it has ended.
 
     Args:
-        join_s: seconds to wait for head and trainers.
+        address: of this node.
+        join_s: seconds to wait for head, trainers and the engine's other nodes.
     """
+    run_dir, nodes = RunDir(place.root), nodes_per_engine(place.config) if place.slurm else 1
+    part = EnginePart(nodes, place.task % nodes, address)
+    name = f"engine-{part.first_task(place.task)}"
+    connection_of(place, join_s)
+    if part.rank:
+        follow(run_dir, ATTEMPT, name, part, run_dir.component_log(ATTEMPT, "engine", place.task), join_s)
+        yield Finding("engine", f"{name}: this is node {part.rank + 1} of {nodes}", "what its first node found")
+        return
+    with further_nodes(run_dir, ATTEMPT, name, part, join_s) as others:
+        if place.slurm and place.config.slurm.stage_target:
+            yield _copied(place)
+        yield from _started(place, others, join_s)
+
+
+def _copied(place: Place) -> Finding:
+    """Copy the target to this node, as a run's engines do."""
+    target, begun = read_target(place.config.target.path), time.monotonic()
+    stage(str(target.path), threading.Event())
+    seconds, count = time.monotonic() - begun, target.weights.total_bytes
+    found = f"{bytes_text(count)} in {seconds:.1f} s, {count / max(seconds, 1e-3) / 1e9:.2f} GB/s"
+    return Finding("copying the target", found, f"once a node, to {place.config.slurm.stage_target}")
+
+
+def _started(place: Place, others: FurtherNodes | None, join_s: float) -> Iterator[Finding]:
     config, target = place.config, read_target(place.config.target.path)
     run_dir = RunDir(place.root)
     contract = algorithm_of(config, target).contract
-    if place.slurm and (nodes := nodes_per_engine(config)) > 1:
-        yield not_checked(
-            "engine", f"an engine on {nodes} nodes is not started here; it verifies its rows when the run starts it"
-        )
-        return
     log = run_dir.component_log(ATTEMPT, "engine", place.task)
-    connection_of(place, join_s)
     settings = capture_settings(config, target, contract, run_dir.rendezvous(ATTEMPT), ATTEMPT)
     begun = time.monotonic()
     expected = "started, with the target loaded"
     try:
-        with capture_server(config, target, settings, log, requests=2) as server:
-            yield Finding("engine", f"started in {time.monotonic() - begun:.0f} s", expected)
+        with capture_server(config, target, settings, log, requests=2, nodes=others) as server:
+            yield Finding("engine", _start_text(begun, others), expected)
             layers = ", ".join(map(str, contract.layers))
             yield Finding(
                 CAPTURED, f"the outputs of layers {layers}, and the last states", "the input of the next layer"
             )
             yield from guarded(RATE, lambda: _measured(place, target, contract, server, join_s))
     except ContractBroken as error:
-        yield Finding("engine", f"started in {time.monotonic() - begun:.0f} s", expected)
+        yield Finding("engine", _start_text(begun, others), expected)
         yield failed(
             CAPTURED,
             str(error).partition("; its log ")[0],
@@ -90,6 +115,11 @@ def captures(place: Place, join_s: float = JOIN_S) -> Iterator[Finding]:
             "engine", str(error), expected, f"its log {log} says why; inference.sglang takes SGLang's arguments"
         )
         yield not_checked(CAPTURED, "the engine did not start")
+
+
+def _start_text(begun: float, others: FurtherNodes | None) -> str:
+    where = f" on {others.count} nodes" if others is not None else ""
+    return f"started in {time.monotonic() - begun:.0f} s{where}"
 
 
 def _measured(

@@ -27,8 +27,7 @@ from specbatch.config import Config, load_config
 from specbatch.corpus import make_plan, open_corpus
 from specbatch.doctor.attention import attention
 from specbatch.doctor.finding import Finding, failed, guarded, not_checked, write_findings
-from specbatch.doctor.store import ATTEMPT
-from specbatch.doctor.trial import STEPS
+from specbatch.doctor.trial import ATTEMPT, STEPS
 from specbatch.drafts.base import algorithm_of
 from specbatch.drafts.pack import PackTensors
 from specbatch.parent_death import die_with_parent

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from specbatch.doctor.finding import Finding, read_findings
 from specbatch.doctor.site import Place
-from specbatch.doctor.store import ATTEMPT
+from specbatch.doctor.trial import ATTEMPT
 from specbatch.errors import RunError
 from specbatch.rundir import RunDir
 from specbatch.training.process.agent import explain, run_ranks

@@ -170,9 +170,14 @@ def data(place: Place) -> Finding:
         corpus = open_corpus(run_dir)
         corpus.sample(0)
         return Finding("data", f"{len(corpus):,} samples in {corpus.path}", "readable on all nodes")
+    return sources(place.config)
+
+
+def sources(config: Config) -> Finding:
+    """Check that this node sees the files of the data, and may read them."""
     from specbatch.corpus.sources import find_sources
 
-    names = [*place.config.data.train, *place.config.data.heldout]
+    names = [*config.data.train, *config.data.heldout]
     for source in find_sources(names):
         if hasattr(source, "path"):
             with open(source.path, "rb") as file:

@@ -5,43 +5,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 
 from specbatch.config.rules import Bytes
-from specbatch.dispatch.connection_file import ConnectionFile, Keys, publish, wait_for
+from specbatch.dispatch.connection_file import ConnectionFile, wait_for
 from specbatch.doctor.finding import Finding, failed
 from specbatch.doctor.site import Place
+from specbatch.doctor.trial import ATTEMPT
 from specbatch.rundir import RunDir, read_json, write_json
-from specbatch.transfer.master import Master
 from specbatch.transfer.store import StoreClient, StoreError, store_of, usable_bytes
 from specbatch.units import bytes_text
 
-ATTEMPT = 1
-"""The only attempt in the doctor's own directory."""
 LENT_BYTES = 8 << 30
 """Most bytes that a training node lends."""
 OBJECT_BYTES = 16 << 20
 JOIN_S = 120.0
 
 
-@contextlib.contextmanager
-def master(place: Place, address: str) -> Iterator[None]:
-    """Run the store's master, and publish its address."""
-    run_dir, keys = RunDir(place.root), Keys.new()
-    with Master(address, run_dir.component_log(ATTEMPT, "master", 0)) as running:
-        connection = ConnectionFile(
-            run=secrets.token_hex(8), attempt=ATTEMPT, host=address, master_port=running.rpc_port,
-            metrics_port=running.metrics_port, dispatcher_port=0, server_public=keys.server_public,
-            client_public=keys.client_public, client_secret=keys.client_secret, checksum_seed=keys.checksum_seed,
-        )  # fmt: skip
-        publish(run_dir.rendezvous(ATTEMPT), connection)
-        yield
-
-
 def connection_of(place: Place, join_s: float = JOIN_S) -> ConnectionFile:
-    """Return the address of the master.
+    """Return the addresses of the master and the dispatcher.
 
     Raises:
         RunError: the head did not publish it in time.

@@ -13,14 +13,21 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from specbatch.config import load_config
+from specbatch.config.engine_nodes import nodes_per_engine
 from specbatch.doctor import engine, gpu, network, store
 from specbatch.doctor.finding import Finding, guarded, not_checked, write_findings
-from specbatch.doctor.site import NODE, QUICK, Place, devices
+from specbatch.doctor.site import NODE, QUICK, Place, devices, sources
+from specbatch.doctor.trial import ATTEMPT, OF_RUN
 from specbatch.errors import UserError
 from specbatch.free_ports import use_ports
 from specbatch.inference.arguments import start_timeout_s
+from specbatch.inference.staging import removed_afterwards, use_stage
 from specbatch.run.address import name_interface, node_address
+from specbatch.run.head import serving
+from specbatch.rundir import RunDir
 from specbatch.target import read_target
 
 ENGINES_ENDED = "engines-ended"
@@ -42,6 +49,7 @@ def examine(place: Place) -> list[Finding]:
     add([Finding("node", socket.gethostname())])
     for what, check in (*QUICK, *NODE):
         add(guarded(what, lambda check=check: check(place)))  # type: ignore[misc]
+    add(guarded("the run's data", lambda: _data_of_run(place)))
     try:
         address = node_address(place.config.slurm.interface, place.others)
     except UserError:
@@ -54,7 +62,7 @@ def examine(place: Place) -> list[Finding]:
             stack.enter_context(network.listening(place, address))
             add(guarded("network", lambda: network.reach(place)))
         if place.component == "inference":
-            add(_infer(place))
+            add(_infer(place, address))
         if place.component == "training":
             add(_train(place, address, stack))
         if place.component != "inference":
@@ -62,19 +70,28 @@ def examine(place: Place) -> list[Finding]:
     return findings
 
 
+def _data_of_run(place: Place) -> Finding:
+    """Check the data of the run itself: the trial's are made up."""
+    found = sources(load_config(place.root / OF_RUN))
+    return msgspec.structs.replace(found, what="the run's data")
+
+
 def _lead(place: Place, address: str, stack: contextlib.ExitStack) -> Finding:
-    stack.enter_context(store.master(place, address))
-    return Finding("store's master", f"listens on {address}", "started")
+    """Start what the head of a run starts."""
+    stack.enter_context(serving(RunDir(place.root), ATTEMPT, place.config, address))
+    return Finding("store's master", f"listens on {address}, and so does the dispatcher", "started")
 
 
-def _infer(place: Place) -> list[Finding]:
-    """Run an engine's checks."""
+def _infer(place: Place, address: str) -> list[Finding]:
+    """Run the checks of an engine, or of a node's part of it."""
     found = guarded("target's class", lambda: engine.served(place))
     found += guarded("GPUs for torch", lambda: gpu.usable(place))
     found += guarded("store", lambda: store.round_trip(place))
     if why := _why_not(place, found):
         return [*found, *(not_checked(what, why) for what in ("engine", engine.CAPTURED, engine.RATE))]
-    return found + guarded("engine", lambda: engine.captures(place))
+    use_stage(place.config.slurm.stage_target if place.slurm else "")
+    with removed_afterwards(lambda: True):
+        return found + guarded("engine", lambda: engine.captures(place, address))
 
 
 def _train(place: Place, address: str, stack: contextlib.ExitStack) -> list[Finding]:
@@ -93,6 +110,8 @@ def _why_not(place: Place, found: list[Finding]) -> str:
     """Return why the rest of a component's checks can't be made; empty if they can."""
     if not place.slurm and getattr(place.config.slurm, place.component).gpus_per_node and not devices():
         return "this machine has no GPU, but the job requests some: --submit checks there"
+    if not place.slurm and place.component == "inference" and (nodes := nodes_per_engine(place.config)) > 1:
+        return f"an engine spans {nodes} nodes: --submit checks there"
     return "see above" if any(finding.verdict == "failed" and finding.what in _NEEDED for finding in found) else ""
 
 

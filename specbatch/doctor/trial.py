@@ -20,6 +20,10 @@ STEPS = 3
 PROMPT_SHARE = 1 / 8
 """Share of a sample's tokens that are not learnt."""
 ROWS = "made-up.jsonl"
+ATTEMPT = 1
+"""The only attempt in the doctor's own directory."""
+OF_RUN = "run.yaml"
+"""The configuration of the run itself, in the doctor's directory."""
 
 
 def make_trial(config: Config, root: Path) -> Config:
@@ -37,6 +41,8 @@ def make_trial(config: Config, root: Path) -> Config:
     """
     run_dir = RunDir(root)
     run_dir.make()
+    # It gets keys and logs, as a run's.
+    run_dir.attempt(ATTEMPT).mkdir(parents=True, mode=0o700)
     trial = replace(
         config,
         run=replace(config.run, dir=str(root)),
@@ -47,6 +53,7 @@ def make_trial(config: Config, root: Path) -> Config:
         snapshot=replace(config.snapshot, interval=Interval(str(STEPS)), record=0),
         evaluate=Evaluate(prompts=0),
     )
+    write_whole(root / OF_RUN, dump_config(config).encode())
     vocabulary = min(read_target(config.target.path).vocab, tokenizer_size(load_tokenizer(config)))
     generator = np.random.default_rng(config.run.seed)
     with (root / ROWS).open("w") as file:

@@ -77,6 +77,11 @@ class FurtherNodes:
             )
 
     @property
+    def count(self) -> int:
+        """Return the number of the engine's nodes, including this one."""
+        return self._count
+
+    @property
     def problem(self) -> str:
         """Return why the launched server can't continue; empty if it can."""
         return str(self._failure) if self._failure is not None else self._problem
@@ -153,8 +158,13 @@ class FurtherNodes:
 
 
 @contextlib.contextmanager
-def further_nodes(paths: RunDir, attempt: int, engine: str, part: EnginePart) -> Iterator[FurtherNodes | None]:
+def further_nodes(
+    paths: RunDir, attempt: int, engine: str, part: EnginePart, gather_s: float = GATHER_S
+) -> Iterator[FurtherNodes | None]:
     """Provide the further nodes of the engine whose first node this is; None if it has no others.
+
+    Args:
+        gather_s: see `GATHER_S`.
 
     Raises:
         RunError: the attempt's head has not published its addresses in time.
@@ -165,16 +175,17 @@ def further_nodes(paths: RunDir, attempt: int, engine: str, part: EnginePart) ->
     rendezvous = wait_for(paths.rendezvous(attempt), attempt, RENDEZVOUS_TIMEOUT_S)
     with (
         contextlib.closing(Client(rendezvous)) as client,
-        FurtherNodes(client, engine, part.address, part.nodes) as nodes,
+        FurtherNodes(client, engine, part.address, part.nodes, gather_s) as nodes,
     ):
         yield nodes
 
 
-def follow(paths: RunDir, attempt: int, engine: str, part: EnginePart, log: Path) -> None:
+def follow(paths: RunDir, attempt: int, engine: str, part: EnginePart, log: Path, gather_s: float = GATHER_S) -> None:
     """Work as a further node of an engine until its first one leaves.
 
     Args:
         log: SGLang's log file.
+        gather_s: see `GATHER_S`.
 
     Raises:
         EngineIncomplete: the first node is lost, or lost another one.
@@ -187,17 +198,19 @@ def follow(paths: RunDir, attempt: int, engine: str, part: EnginePart, log: Path
         # Meanwhile the first node is to hear that this one is there.
         copied = pool.submit(staging.stage, locate(load_config(paths.config).target.path), ended)
         try:
-            _follow(client, engine, part, log, copied)
+            _follow(client, engine, part, log, copied, gather_s)
         finally:
             ended.set()
 
 
-def _follow(client: Client, engine: str, part: EnginePart, log: Path, copied: Future[bool]) -> None:
+def _follow(
+    client: Client, engine: str, part: EnginePart, log: Path, copied: Future[bool], gather_s: float = GATHER_S
+) -> None:
     server: SGLangServer | None = None
     ending: threading.Thread | None = None
     """Thread that ends the previous part, which takes longer than a node may be silent if much memory is freed."""
     started = why = ""
-    until, beats, met = time.monotonic() + GATHER_S, -1, False
+    until, beats, met = time.monotonic() + gather_s, -1, False
     try:
         while True:
             if server is not None and not why and not server.alive():
@@ -210,7 +223,7 @@ def _follow(client: Client, engine: str, part: EnginePart, log: Path, copied: Fu
             # The first message may be from a dead first node, whose engine was restarted.
             met, beats = met or -1 < beats < told.beats, told.beats
             if (problem := _lost(told, met)) or (not met and time.monotonic() > until):
-                problem = problem or f"its first node did not report within {GATHER_S:.0f} s"
+                problem = problem or f"its first node did not report within {gather_s:.0f} s"
                 raise EngineIncomplete(f"node {part.rank + 1} of {part.nodes} of {engine}: {problem}")
             wanted = told.launch if met else None
             if server is not None and (wanted is None or wanted.id != started):

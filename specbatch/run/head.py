@@ -66,12 +66,12 @@ def supervise(run_dir: RunDir, attempt: int, host: str, training_nodes: int, eng
         RunError: the attempt failed for good.
     """
     config = load_config(run_dir.config)
-    with _serving(run_dir, attempt, config, host) as (server, master):
+    with serving(run_dir, attempt, config, host) as (server, master):
         _AttemptWatch(run_dir, attempt, config, server, master, training_nodes, engine_nodes).until_the_end()
 
 
 @contextlib.contextmanager
-def _serving(run_dir: RunDir, attempt: int, config: Config, host: str) -> Iterator[tuple[Server, Master | None]]:
+def serving(run_dir: RunDir, attempt: int, config: Config, host: str) -> Iterator[tuple[Server, Master | None]]:
     """Provide a ready master and dispatcher, with the rendezvous published; no master if ranks read recorded packs."""
     from specbatch.corpus import open_corpus, planned_steps
     from specbatch.drafts.base import algorithm_of

@@ -263,7 +263,12 @@ def _is_old(files: RunFiles, job: Job, slurm: JobState) -> bool:
     attempt, started = files.attempt, slurm.leader.started
     if attempt is None or attempt.job == 0:
         return False
-    return attempt.job != job.id or (started is not None and attempt.began < started - 5)
+    if attempt.job != job.id or started is None:
+        return attempt.job != job.id
+    # The clock of its node may be behind. A head that has written since the start is that start's.
+    written = files.current.updated if files.current is not None else ""
+    wrote = seconds_of(written) if written else attempt.began
+    return max(attempt.began, wrote) < started - 5
 
 
 def _silence(status: Status, now: float) -> float:

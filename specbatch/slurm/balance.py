@@ -1,12 +1,15 @@
-"""The remaining hours of an account, where the site limits it in Slurm (``GrpTRESMins``).
+"""The remaining hours of an account and of those above it, of this user in it, and of a QOS, where the site limits them
+in Slurm (``GrpTRESMins``).
 
 Sites that count elsewhere say nothing here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from specbatch.config import Config
@@ -23,9 +26,10 @@ DEADLINE_S = 20.0
 
 @dataclass(frozen=True)
 class Balance:
-    """One of an account's limits."""
+    """One of the limits that a job of an account is charged to."""
 
-    account: str
+    holder: str
+    """What has the limit, in words."""
     kind: str
     """Slurm's name of what is limited: ``node``, ``cpu``, ``gres/gpu``, ``billing``."""
     limit_h: float
@@ -42,41 +46,97 @@ class Balance:
         Args:
             attempt_h: what an attempt may use at most, by kind, as far as that is known.
         """
-        left = f"account {self.account} has {self.left_h:,.1f} of {self.limit_h:,.1f} {UNITS[self.kind]} left"
+        left = f"{self.holder} has {self.left_h:,.1f} of {self.limit_h:,.1f} {UNITS[self.kind]} left"
         most = attempt_h.get(self.kind, 0.0)
         if most <= self.left_h:
             return left
         return f"{left}, less than the {most:,.1f} of an attempt: Slurm may hold the job, or end it early"
 
 
-def read_balances(account: str) -> list[Balance]:
-    """Ask Slurm for an account's limits; empty where there are none, or Slurm does not say.
+def read_balances(account: str, qos: str = "") -> list[Balance]:
+    """Ask Slurm for the limits of an account, of this user in it, of the accounts above it, and of a QOS; empty where
+    there are none, or Slurm does not say.
 
     Args:
         account: this user's default one if empty.
+        qos: this user's default one if empty.
     """
-    try:
-        if not account:
-            account = (commands.sacctmgr("show", "user", getpass.getuser(), "format=defaultaccount") or "").strip()
-        if not account:
-            return []
-        asked = ("--oneliner", "show", "assoc_mgr", f"accounts={account}", "flags=assoc")
-        return parse_limits(commands.scontrol(*asked, deadline_s=DEADLINE_S), account)
-    except (UserError, commands.SlurmError):
-        return []
+    found: list[Balance] = []
+    user = getpass.getuser()
+    with contextlib.suppress(UserError, commands.SlurmError):
+        account = account or (commands.sacctmgr("show", "user", user, "format=defaultaccount") or "").strip()
+        seen: list[str] = []
+        above = account
+        while above and above not in seen:
+            seen.append(above)
+            text = _records(f"accounts={above}", "flags=assoc")
+            found += parse_limits(text, above, part=account, user=user if above == account else "")
+            above = parse_parent(text, above)
+    with contextlib.suppress(UserError, commands.SlurmError):
+        if account and not qos:
+            where = (f"user={user}", f"account={account}")
+            defaults = commands.sacctmgr("show", "assoc", "where", *where, "format=defaultqos") or ""
+            qos = next(iter(defaults.split()), "")
+        if qos:
+            found += parse_qos(_records(f"qos={qos}", "flags=qos"), qos)
+    return found
 
 
-def parse_limits(text: str, account: str) -> list[Balance]:
-    """Return the limits of a whole account from ``scontrol --oneliner show assoc_mgr``."""
-    found = []
+def _records(*words: str) -> str:
+    return commands.scontrol("--oneliner", "show", "assoc_mgr", *words, deadline_s=DEADLINE_S)
+
+
+def parse_limits(text: str, account: str, part: str = "", user: str = "") -> list[Balance]:
+    """Return the limits of a whole account, and of a user in it, from ``scontrol --oneliner show assoc_mgr``.
+
+    Args:
+        part: the account that the job names, which is this one or below it; this one if empty.
+        user: whose own limits count, too; nobody's if empty.
+    """
+    found: list[Balance] = []
+    for facts in _associations(text, account):
+        owner = _name(facts.get("UserName", ""))
+        if owner and (owner != user or facts.get("Partition")):
+            continue
+        holder = f"your part of account {account}" if owner else f"account {account}"
+        if part.lower() not in ("", account.lower()):
+            holder += f", which {part} belongs to,"
+        found += _balances(holder, facts)
+    return found
+
+
+def parse_parent(text: str, account: str) -> str:
+    """Return the account above an account; empty if there is none."""
+    names = (_name(facts.get("ParentAccount", "")) for facts in _associations(text, account))
+    return next(filter(None, names), "")
+
+
+def parse_qos(text: str, qos: str) -> list[Balance]:
+    """Return the limits of a QOS from ``scontrol --oneliner show assoc_mgr``."""
+    found: list[Balance] = []
     for line in text.splitlines():
         facts = dict(re.findall(r"(\w+)=(\S*)", line))
-        if facts.get("Account", "").lower() != account.lower() or facts.get("UserName"):
-            continue
-        for kind, limit, used in re.findall(r"([^,=]+)=(\d+)\((\d+)\)", facts.get("GrpTRESMins", "")):
-            if kind in UNITS:
-                found.append(Balance(account, kind, int(limit) / 60, int(used) / 60))
+        if _name(facts.get("QOS", "")).lower() == qos.lower():
+            found += _balances(f"QOS {qos}", facts)
     return found
+
+
+def _associations(text: str, account: str) -> Iterator[dict[str, str]]:
+    for line in text.splitlines():
+        facts = dict(re.findall(r"(\w+)=(\S*)", line))
+        if facts.get("Account", "").lower() == account.lower():
+            yield facts
+
+
+def _balances(holder: str, facts: dict[str, str]) -> Iterator[Balance]:
+    for kind, limit, used in re.findall(r"([^,=]+)=(\d+)\((\d+)\)", facts.get("GrpTRESMins", "")):
+        if kind in UNITS:
+            yield Balance(holder, kind, int(limit) / 60, int(used) / 60)
+
+
+def _name(text: str) -> str:
+    """Return a name that Slurm shows with its number, as ``root(1)``."""
+    return text.partition("(")[0]
 
 
 def attempt_hours(config: Config) -> dict[str, float]:
@@ -90,4 +150,4 @@ def attempt_hours(config: Config) -> dict[str, float]:
 def balance_lines(config: Config) -> list[str]:
     """Return a line for each limit of the account that the run is charged to."""
     hours = attempt_hours(config)
-    return [balance.text(hours) for balance in read_balances(config.slurm.account)]
+    return [balance.text(hours) for balance in read_balances(config.slurm.account, config.slurm.qos)]

@@ -162,7 +162,9 @@ def _check_site(config: Config) -> None:
             value = getattr(value, name)
         if value in ("", None, [], {}):
             raise UserError(
-                f"{key}: is missing, and {site} says that this cluster requires it: {config_options()[key].text}"
+                # The rest of the text says what happens elsewhere if it is empty.
+                f"{key}: is missing, and {site} says that this cluster requires it: "
+                f"{re.split('[.;]', config_options()[key].text)[0]}"
             )
     for component, asked in requests(config).items():
         for name, value in asked.items():

@@ -25,7 +25,7 @@ from specbatch.inference.arguments import start_timeout_s
 from specbatch.rundir import EVALUATION_LOG, RunDir, write_whole
 from specbatch.slurm import commands
 from specbatch.slurm.check_cluster import check_cluster
-from specbatch.slurm.check_request import check_request, limit_s
+from specbatch.slurm.check_request import check_request, check_stage, limit_s
 from specbatch.slurm.cluster import read_cluster
 from specbatch.slurm.durations import slurm_time
 from specbatch.slurm.jobs import read_jobs, record_job
@@ -129,6 +129,7 @@ def submit_evaluation(
     if not job.slurm.inference.gpus_per_node:
         check_runs_on_cpu(subject, "ask for GPUs: slurm.inference.gpus_per_node")
     check_request(job)
+    check_stage(job, subject.shape.weights.total_bytes)
     say("asking Slurm what the cluster has")
     _refuse_second(run_dir)
     cluster = read_cluster()

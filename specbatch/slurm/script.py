@@ -471,6 +471,7 @@ trainers=$!
 _BODY = """\
 # Check every node in seconds, before anything is loaded. A check that hangs does not count.
 looks=()
+took_ms=$(date +%s%3N)
 for component in {components}; do
     on_$component specbatch.doctor.quick $component &
     looks+=($!)
@@ -484,6 +485,9 @@ for look in "${{looks[@]}}"; do
     kill -0 "$look" 2>/dev/null || wait "$look"
     codes+=($?)
 done
+took_ms=$(($(date +%s%3N) - took_ms))
+took_s=$(printf '%d.%03d' $((took_ms / 1000)) $((took_ms % 1000)))
+echo "$(date '+%F %T') specbatch: attempt $attempt: checked all nodes in $took_s s"
 if [ "${{codes[*]}}" != "{fine}" ]; then
     {python} -m specbatch.slurm.attempt looked "$run" "$attempt" "${{codes[@]}}" || exit 1
 fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from specbatch.evaluation.engines import Subject
     from specbatch.rundir import RunDir
 
-
+STAGE = "slurm.stage_target"
+"""The field of the job's section that the command in the job reads, too."""
 USAGE = """\
 specbatch evaluate RUN [--draft DIR] [--submit] [--FIELD VALUE ...]
        specbatch evaluate --draft DIR --target DIR [--heldout FILE ...] [--submit] [--FIELD VALUE ...]
@@ -100,7 +102,7 @@ def _long(arguments: list[str], *, alone: bool, submit: bool) -> Iterator[str]:
             yield word
         elif section not in sections:
             yield f"--evaluate.{word.removeprefix('--')}"
-        elif section == "slurm" and not submit:
+        elif section == "slurm" and not submit and name != STAGE:
             raise UserError(f"--{name}: belongs to --submit")
         elif section not in ("evaluate", "slurm") and not alone:
             raise UserError(f"--{name}: a run has its own; leave it out, or give --target in place of the run")
@@ -133,7 +135,8 @@ def _draft_of_run(options: argparse.Namespace, words: list[str]) -> int:
         from specbatch.evaluation.serving import evaluate as measure
 
         log_to_stderr()
-        evaluation = measure(run_dir, draft=options.draft, settings=config.evaluate)
+        with _staging(config):
+            evaluation = measure(run_dir, draft=options.draft, settings=config.evaluate)
         return _print(evaluation, options.draft or run_dir.export, as_json=options.json)
     from specbatch.evaluation.subjects import chosen_prompts, prompts_of_run, subject_of_run
     from specbatch.slurm.evaluation_job import words_of
@@ -143,7 +146,10 @@ def _draft_of_run(options: argparse.Namespace, words: list[str]) -> int:
     subject = replace(subject, config=replace(subject.config, slurm=config.slurm))
     _, warnings = chosen_prompts(subject, prompts_of_run(run_dir, subject))
     given = [".", *([f"--draft={options.draft.absolute()}"] if options.draft else [])]
-    given += words_of(config.evaluate, load_config(run_dir.config).evaluate)
+    own = load_config(run_dir.config)
+    given += words_of(config.evaluate, own.evaluate)
+    if config.slurm.stage_target != own.slurm.stage_target:
+        given.append(f"--{STAGE}={config.slurm.stage_target}")
     with in_file(run_dir.config):
         return _submit(subject, run_dir, given, words, warnings)
 
@@ -160,7 +166,9 @@ def _any_draft(options: argparse.Namespace, words: list[str]) -> int:
             from specbatch.evaluation.serving import evaluate_draft
 
             log_to_stderr()
-            return _print(evaluate_draft(options.draft, config), options.draft, as_json=options.json)
+            with _staging(config):
+                evaluation = evaluate_draft(options.draft, config)
+            return _print(evaluation, options.draft, as_json=options.json)
         from specbatch.evaluation.subjects import chosen_prompts, prompts_of_draft, subject_of_draft
 
         tell("checking draft, target and prompts")
@@ -169,6 +177,25 @@ def _any_draft(options: argparse.Namespace, words: list[str]) -> int:
         given = ["--config=config.yaml", f"--draft={options.draft.absolute()}", "--out=."]
         keep = replace(config, slurm=replace(config.slurm, profile=""))
         return _submit(subject, run_dir, given, words, warnings, keep)
+
+
+@contextlib.contextmanager
+def _staging(config: Config) -> Iterator[None]:
+    """On a node of a job, have engines read the target from a copy there if ``slurm.stage_target`` says so.
+
+    The copy is removed afterwards. SIGTERM ends the process with the exit code that the job's script expects; a copy on
+    a disk then stays for the requeued job.
+    """
+    import signal
+    import sys
+
+    from specbatch.inference.staging import removed_afterwards, use_stage
+
+    if "SLURMD_NODENAME" in os.environ and config.slurm.stage_target:
+        use_stage(config.slurm.stage_target)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with removed_afterwards(lambda: True):
+        yield
 
 
 def _config_of_target(options: argparse.Namespace, run_dir: RunDir, words: list[str]) -> Config:

@@ -264,11 +264,17 @@ class Foreground(Run):
             )
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
-        for process in psutil.process_iter(["cmdline"]):
-            words = process.info["cmdline"] or []
-            if words[:1] == [sys.executable] and "specbatch" in words and str(self.config) in words:
-                process.send_signal(signal.SIGINT)
+        """Ctrl-C, which salloc leaves to what runs in it."""
+        command = psutil.Process(self.process.pid)
+        for process in [command, *command.children(recursive=True)]:
+            if process.name() == "salloc":
+                for child in process.children():
+                    child.send_signal(signal.SIGINT)
+
+    def leader(self, number: int) -> str:
+        """The host of the process that leads an attempt; empty before it has begun."""
+        found = read_attempt(self.run_dir, number)
+        return found.host if found else ""
 
     def ended(self) -> bool:
         """The command has ended, and with it the allocation."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +22,11 @@ from specbatch.rundir import EVALUATION_LOG
 from specbatch.slurm.jobs import read_jobs
 from specbatch.timestamps import seconds_of
 from tests.cluster.inotify import Inotify
+from tests.cluster.listening import listening
 from tests.cluster.runs import STEPS, Run, play
 from tests.smalltalk import write_smalltalk
 from tests.tiny_target import make_tiny_target
+from tools.bench.recovery import checks_s
 from tools.lab import Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,19 +44,25 @@ MISTAKES = {
         "training: could not be started: exec: no-such-runtime: not found (exit code 127)",
     ),
     "gpus": (
-        f"{MEMORY}, training: {{mem: 4G}}, inference: {{partition: gpu, gpus_per_node: 1, mem: 4G}}",
+        f"{MEMORY}, recovery: none, training: {{mem: 4G}}, inference: {{partition: gpu, gpus_per_node: 1, mem: 4G}}",
         "has no device file of a GPU",
     ),
 }
 """Mistakes by the run's name, with the message that the user reads."""
 STEADY_S = 8.0
+PORTS = range(21000, 21500)
+Listener = tuple[str, str, int]
+"""The end of a process's command line, and the address and port on which it listens."""
+SHORT = ("--prompts=2", "--max_new_tokens=16")
 
 
 class Examined(Run):
-    """Return the doctor's findings about a run whose two ranks are on two nodes."""
+    """Return the doctor's findings about a run whose two ranks, and the two parts of its engine, are on two nodes each,
+    the latter with copies of the target."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        super().__init__(lab, folder, "seen", f"{{{MEMORY}, training: {{nodes: 2, mem: 4G}}, inference: {{mem: 4G}}}}")
+        slurm = f"{MEMORY}, stage_target: /dev/shm, training: {{nodes: 2, mem: 4G}}, inference: {{nodes: 2, mem: 4G}}"
+        super().__init__(lab, folder, "seen", f"{{{slurm}}}", "tensor_parallel: 2, nodes_per_engine: 2")
         self.config.write_text(self.config.read_text().replace("ranks: 1", "ranks: 2"))
 
     def submit(self) -> Callable[[], bool]:
@@ -68,9 +78,11 @@ class TwoNodes(Run):
 
     killed = 0.0
     quiet: tuple[float, list[str]] = (0.0, [])
+    listeners: list[Listener]
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        super().__init__(lab, folder, "two", f"{{{MEMORY}, training: {{nodes: 2, mem: 4G}}, inference: {{mem: 4G}}}}")
+        slurm = f"{MEMORY}, ports: {PORTS[0]}-{PORTS[-1]}, training: {{nodes: 2, mem: 4G}}, inference: {{mem: 4G}}"
+        super().__init__(lab, folder, "two", f"{{{slurm}}}")
         text = self.config.read_text().replace("ranks: 1", "ranks: 2").replace("interval: 5", "interval: 25")
         self.config.write_text(text)
 
@@ -79,18 +91,31 @@ class TwoNodes(Run):
 
     def kill_rank(self, rank: int) -> None:
         """SIGKILL to a rank of the newest attempt."""
+        jobs = self.job_ids()
         for process in psutil.process_iter(["cmdline"]):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "specbatch.training.process.rank" in (process.info["cmdline"] or []):
                     of = process.environ()
-                    if (of.get("SLURM_JOB_ID"), of.get("RANK")) == (self.attempt_job(), str(rank)):
+                    if of.get("SLURM_JOB_ID") in jobs and of.get("RANK") == str(rank):
                         process.kill()
                         self.killed = time.time()
+        assert self.killed, f"there is no rank {rank} of jobs {jobs}"
 
-    def attempt_job(self) -> str:
-        """The component's own id, which its tasks have for their job's."""
-        rows = self.lab.run("squeue", "--noheader", "--all", f"--jobs={self.attempt().job}", "--format=%i %A").split()
-        return dict(zip(rows[::2], rows[1::2], strict=True))[f"{self.attempt().job}+2"]
+    def job_ids(self) -> set[str]:
+        """The job's id and those of its components: tasks have one or the other, by the version of Slurm."""
+        return set(self.lab.run("squeue", "--noheader", "--all", f"--jobs={self.attempt().job}", "--format=%A").split())
+
+    def listening(self) -> list[Listener]:
+        """What the processes of all its components listen on."""
+        found, jobs = [], self.job_ids()
+        for process in psutil.process_iter(["cmdline"]):
+            # Other processes of this machine may hide their environment, and end meanwhile.
+            with contextlib.suppress(psutil.Error, FileNotFoundError, ProcessLookupError):
+                # srun listens, too: Slurm gives it ports of SrunPortRange.
+                if process.name() != "srun" and process.environ().get("SLURM_JOB_ID") in jobs:
+                    words = " ".join(process.info["cmdline"] or [])[-60:]
+                    found += [(words, address, port) for address, port in listening(process.pid)]
+        return sorted(found)
 
 
 Events = Iterator[Callable[[], bool]]
@@ -105,6 +130,7 @@ def rank_killed(run: TwoNodes) -> Events:
     """Metadata requests are counted while it trains; then the second node's rank is killed. At last its draft is
     measured."""
     yield run.reaches(3)
+    run.listeners = run.listening()
     watched = Inotify(run.run_dir.root)
     until = time.monotonic() + STEADY_S
     yield lambda: time.monotonic() > until or run.step() >= 24
@@ -113,7 +139,7 @@ def rank_killed(run: TwoNodes) -> Events:
     yield lambda: run.step() >= 28
     run.kill_rank(1)
     yield run.ended
-    yield run.doing("evaluate", str(run.run_dir.root), "--submit", "--prompts=2", "--max_new_tokens=16")
+    yield run.doing("evaluate", str(run.run_dir.root), "--submit", *SHORT, "--slurm.stage_target=/dev/shm")
     yield run.ended
 
 
@@ -139,8 +165,8 @@ def test_a_mistake_costs_one_place_in_the_queue_and_says_what_it_is(played: dict
     assert not run.failure, run.failure
     assert run.run_dir.attempts() == [1]
     first, *others = read_jobs(run.run_dir, "run")
-    # A successor was queued and called off: it never began.
-    assert [job.after for job in others] == [first.id] * len(others)
+    # A successor was queued and called off: it never began. Where the site forbids it, none was.
+    assert [job.after for job in others] == [first.id] * (name != "gpus")
     assert run.state() == "failed"
     said = run.specbatch("status", str(run.run_dir.root))
     assert words in said.splitlines()[1], said
@@ -171,6 +197,13 @@ def test_the_doctor_looks_at_every_node_of_every_component_and_leaves_rates_for_
     assert "over 2 ranks by gloo, correct sums" in of["training"]["all-reduce"]["found"]
     assert "node" in of["training"]["network to inference"]["found"]
     assert of["inference"]["captured rows"]["verdict"] == "ok"
+    assert of["inference"]["engine"]["verdict"] == "ok"
+    engines = [finding["found"] for finding in found["findings"]["inference"] if finding["what"] == "engine"]
+    assert re.fullmatch(r"started in \d+ s on 2 nodes \(on node\d+\)", engines[0]), engines
+    assert re.fullmatch(r"engine-0: this is node 2 of 2 \(on node\d+\)", engines[1]), engines
+    assert of["inference"]["copying the target"]["verdict"] == "ok"
+    copies = f"/dev/shm/specbatch-{run.lab.state.uid}"
+    assert f"--model-path={copies}/" in (Path(found["directory"]) / "attempts/1/logs/engine-1.log").read_text()
     assert of["inference"]["GPUs for torch"]["verdict"] == "not checked"
     assert of["training"]["snapshot"]["verdict"] == "ok"
     # All that can be checked on CPUs was.
@@ -195,7 +228,18 @@ def test_ranks_of_two_nodes_start_again_in_place_while_the_engine_stays(played: 
     assert "starting engines took " in log
     assert f"step {STEPS}/{STEPS}" in log or "training: step " in log
     assert "POST /generate" not in run.run_dir.component_log(1, "engine", 0).read_text()
-    print(f"the next step was trained {back_s:.1f} s after a rank was killed")
+    (check_s,) = checks_s(run.run_dir).values()
+    print(f"all nodes were checked in {check_s} s; the next step was trained {back_s:.1f} s after a rank was killed")
+
+
+def test_what_listens_has_a_port_of_the_range_but_gloo_which_has_the_job_s_interface(played: dict[str, Run]):
+    listeners = played["two"].listeners
+    print(*listeners, sep="\n")
+    # Master and dispatcher, SGLang and the store of its ranks, that of two ranks, Mooncake's clients.
+    assert len([port for *_, port in listeners if port in PORTS]) >= 8
+    outside = [one for one in listeners if one[2] not in PORTS]
+    assert {address[:3] for _, address, _ in outside} <= {"10."}, outside
+    assert all("specbatch.training" in words or "sglang" in words for words, *_ in outside), outside
 
 
 def test_a_draft_is_measured_by_a_job_of_one_node(played: dict[str, Run]):
@@ -206,10 +250,19 @@ def test_a_draft_is_measured_by_a_job_of_one_node(played: dict[str, Run]):
     assert f"job {job.id}: measures two/export on 1 node, for at most 00:30:00" in said
     log = (run.run_dir.root / EVALUATION_LOG).read_text()
     assert f"specbatch: job {job.id}, restart 0, on node" in log
+    assert f"the copy of the target was removed path=/dev/shm/specbatch-{run.lab.state.uid}/" in log
     found = json.loads(run.run_dir.evaluation.read_text())
     assert (found["prompts"], found["max_new_tokens"]) == (2, 16)
     assert found["acceptance_length"] >= 1
     assert f"measured  acceptance length {found['acceptance_length']:.2f}" in run.specbatch("status", "two")
+
+
+def test_nothing_is_left_in_the_memory_of_nodes(played: dict[str, Run]):
+    lab = played["two"].lab
+    for name in lab.state.names:
+        find = ["find", "/dev/shm", "-mindepth", "1", "-user", str(lab.state.uid)]
+        left = subprocess.run([*lab.on_node(name), *find], capture_output=True, text=True, check=True).stdout
+        assert left == "", name
 
 
 def test_a_run_that_trains_makes_a_request_of_metadata_a_second_at_most(played: dict[str, Run]):

@@ -123,8 +123,15 @@ def engine_by_hand(run: ByHand) -> Events:
 
 
 def on_nodes_that_are_there(run: Foreground) -> Events:
-    """Ctrl-C stops it with a snapshot, and it goes on in another allocation, of a node less."""
+    """Ctrl-C stops it with a snapshot, it goes on in an allocation of one node, where Ctrl-C stops it as it starts, and
+    then in one of two nodes."""
     yield run.reaches(5)
+    run.interrupt()
+    yield run.ended
+    assert run.process.returncode == 75, run
+    run.on_nodes(1, "resume", str(run.run_dir.root))
+    yield lambda: bool(run.leader(2)) or run.ended()
+    assert run.leader(2) in run.lab.state.names, run
     run.interrupt()
     yield run.ended
     assert run.process.returncode == 75, run
@@ -263,14 +270,15 @@ def test_a_run_in_containers_on_nodes_that_are_there_stops_at_ctrl_c_and_goes_on
     run = played["foreground"]
     assert_unchanged(run, undisturbed)
     assert run.process.returncode == 0, run
-    assert run.run_dir.attempts() == [1, 2]
-    first, second = (run.attempt(number).nodes for number in (1, 2))
+    assert run.run_dir.attempts() == [1, 2, 3]
+    first, second = (run.attempt(number).nodes for number in (1, 3))
     assert len({node for nodes in first.values() for node in nodes}) == 3
     assert second["head"] == second["training"] != second["inference"]
-    assert run.first_steps()[2] == run.last_status(1).step + 1
+    assert run.attempt(2).nodes == {}, "its components were processes of one node"
+    assert run.first_steps()[3] == run.last_status(1).step + 1
     assert read_jobs(run.run_dir) == [], "the allocation is not the run's"
     # Its components were in containers, which do not have the Python that started it.
-    assert f"$ {PYTHON} -m sglang.launch_server" in run.run_dir.component_log(2, "engine", 0).read_text()
+    assert f"$ {PYTHON} -m sglang.launch_server" in run.run_dir.component_log(3, "engine", 0).read_text()
     assert run.state() == "completed"
 
 
@@ -296,4 +304,4 @@ def test_the_files_of_a_run_tell_how_long_each_recovery_took(played):
         # Each was interrupted when it had trained, but for those that were struck while they started.
         assert {1, 2} <= {row.attempt for row in rows}
         assert all(0 < row.own_s < row.total_s for row in rows)
-        assert all(row.drain_s >= 0 and row.queue_s > 0 and row.load_s > 0 for row in rows)
+        assert all(row.drain_s >= 0 and row.queue_s > 0 and row.check_s > 0 and row.load_s > 0 for row in rows)

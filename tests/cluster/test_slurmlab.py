@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from specbatch.config import load_config
+from specbatch.config.sections import SlurmComponent
+from specbatch.rundir import JOB_LOG, RunDir
+from specbatch.slurm.script import component_function, directives, parts_of, preamble
 from tests.cluster.clusters import cluster
 from tools.lab import Lab, LabError
 from tools.lab.processes import Started
@@ -32,8 +39,13 @@ def short_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """A cluster of its own: what other tests did to theirs is not to show here."""
-    yield from cluster(6)
+    """A cluster of its own: what other tests did to theirs is not to show here. It binds tasks to cores, and writes its
+    mail into a file."""
+    with tempfile.TemporaryDirectory(prefix="mail-", dir="/var/lib") as folder:
+        program = Path(folder) / "mail"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/sent\n')
+        program.chmod(0o755)
+        yield from cluster(6, TaskPlugin="task/affinity", MailProg=str(program))
 
 
 def user(lab: Lab, *command: str) -> str:
@@ -59,9 +71,8 @@ def test_an_ordinary_user_runs_a_heterogeneous_job_and_accounting_knows(lab: Lab
     script = lab.state.home / "het.sh"
     where = 'srun --het-group={0} sh -c "echo {0} \\$(id -un) \\$(hostname) gpus \\$CUDA_VISIBLE_DEVICES"\n'
     script.write_text(
-        "#!/bin/bash\n#SBATCH --partition=cpu --output=het.out\n#SBATCH hetjob\n#SBATCH --partition=gpu --gres=gpu:2\n"
-        + where.format(0)
-        + where.format(1)
+        "#!/bin/bash\n#SBATCH --partition=cpu --output=het.out --mail-type=END\n#SBATCH hetjob\n"
+        "#SBATCH --partition=gpu --gres=gpu:2 --mail-type=END\n" + where.format(0) + where.format(1)
     )
     job = user(lab, "sbatch", "--parsable", str(script))
     rows = ["sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID,User,Account,State"]
@@ -72,6 +83,71 @@ def test_an_ordinary_user_runs_a_heterogeneous_job_and_accounting_knows(lab: Lab
     assert engine.split()[:2] == ["1", "labuser"]
     assert engine.split()[2] in lab.state.gpu_names
     assert engine.endswith(" gpus 0,1")
+    # Every component asks for mail; a job sends it once.
+    program = re.search(r"MailProg += (\S+)", lab.run("scontrol", "show", "config"))
+    assert program
+    sent = Path(program[1]).with_name("sent")
+    eventually(sent.exists)
+    assert len(sent.read_text().splitlines()) == 1
+
+
+WAYS = {
+    "to each node": "gpus: gpus-per-node",
+    "as resources": "gpus: gres",
+    "whole nodes, of which nothing is said": "gpus: none",
+    "to each task": "gpus: gpus-per-node, inference: {srun: [--gpus-per-task=2]}",
+}
+"""How sites give GPUs, with the setting that a profile has for it."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_engines_and_ranks_get_gpus_of_their_own_and_all_cores_of_their_step(lab: Lab, tmp_path: Path, way: str):
+    run_dir = RunDir(lab.state.home / f"seen {way}")
+    user(lab, "mkdir", str(run_dir.root))
+    here = f"export PYTHONPATH={shlex.quote(str(Path(__file__).parents[2]))}"
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "target: {path: some/target}\ndata: {train: [a.jsonl]}\ntraining: {ranks: 4}\n"
+        f"run: {{dir: {json.dumps(str(run_dir.root))}}}\ninference: {{engines: 2, tensor_parallel: 2}}\n"
+        f"slurm: {{time: '5', {WAYS[way]}}}\n"
+    )
+    config = load_config(path)
+    config.slurm.head = SlurmComponent(partition="cpu", mem="1G")
+    for part in (config.slurm.inference, config.slurm.training):
+        part.partition, part.gpus_per_node, part.mem, part.setup = "gpu", 4, "2G", [here]
+    config.slurm.inference.cpus_per_task, config.slurm.training.cpus_per_task = 3, 6
+    lines = ["#!/bin/bash", *directives(config), *preamble(run_dir, JOB_LOG)]
+    for part in parts_of(config)[1:]:
+        lines += component_function(part, run_dir)
+    lines += ["on_inference tests.cluster.seen inference 2", "on_training tests.cluster.seen training 4"]
+    lines += [
+        "srun --het-group=2 --ntasks=1 --cpus-per-task=1 --exact grep Cpus_allowed_list /proc/self/status",
+        "echo done",
+        "",
+    ]
+    user(lab, "touch", str(run_dir.config))
+    subprocess.run(
+        [*lab.as_user(), "sbatch", "--parsable"], env=lab.user_environment(), cwd=lab.state.home, check=True,
+        input="\n".join(lines).encode(), stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = run_dir.root / JOB_LOG
+    eventually(lambda: log.exists() and log.read_text().endswith("done\n"), 60)
+    seen = sorted(json.loads(line[5:]) for line in log.read_text().splitlines() if line.startswith("seen "))
+    of = [(component, gpus, cpus) for component, gpus, cpus, _ in seen]
+    assert of == [("inference", "0,1", "3"), ("inference", "2,3", "3"), ("training", "0,1,2,3", "6")], log.read_text()
+    assert {tuple(_cores(cores)) for *_, cores in seen} == {tuple(sorted(os.sched_getaffinity(0)))}
+    # What Slurm does by itself: a task is bound to some of them.
+    (bound,) = (line.split()[1] for line in log.read_text().splitlines() if line.startswith("Cpus_allowed_list"))
+    assert len(_cores(bound)) < len(os.sched_getaffinity(0))
+
+
+def _cores(text: str) -> list[int]:
+    """Return the numbers in a list as ``0-3,5``."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def test_an_unknown_account_is_refused(lab: Lab):

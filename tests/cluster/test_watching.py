@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from specbatch.config import dump_config, load_config
+from specbatch.errors import UserError
 from specbatch.run.attempts import begin_attempt
 from specbatch.run.cancel import cancel
 from specbatch.run.run_status import RunStatus, read_files, run_status
@@ -165,6 +166,15 @@ def test_an_added_engine_that_is_preempted_comes_back_and_one_that_is_taken_away
     assert scale.remove(run_dir, 2).startswith("2 added engines leave: ")
     wait_until(lambda: not asked(run_dir).alive(job))
     assert log.read_text().count("the engine ended: signal SIG") == 3
+    # Where the site takes no arrays, each is a job.
+    loaded.slurm.forbidden = {"array": "no arrays", "qos": {"debug": "no chains"}}
+    run_dir.config.write_text(dump_config(loaded))
+    said = scale.add(run_dir, 2, ["--hold"])
+    first, second = re.match(r"jobs (\d+), (\d+): 2 more engines", said).groups()
+    assert {row.index for number in (first, second) for row in asked(run_dir).alive(int(number))} == {0}
+    with pytest.raises(UserError, match=r"requests --qos=debug, which is forbidden here: no chains; choose another"):
+        scale.add(run_dir, 1, ["--qos=debug"])
+    assert scale.remove(run_dir, 2).startswith("2 added engines leave: ")
 
 
 def test_added_engines_are_taken_away_one_by_one_those_first_that_wait(cluster: Lab, run_dir: RunDir):

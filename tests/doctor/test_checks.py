@@ -20,9 +20,12 @@ from specbatch.doctor import engine, network, store
 from specbatch.doctor.finding import Finding, guarded
 from specbatch.doctor.gpu import Gpus, judge, usable
 from specbatch.doctor.site import Place
+from specbatch.doctor.task import _why_not
+from specbatch.doctor.trial import ATTEMPT, make_trial
 from specbatch.inference.capture_server import ContractBroken
 from specbatch.inference.server import ServerDied
-from specbatch.rundir import write_json
+from specbatch.run.head import serving
+from specbatch.rundir import RunDir, write_json
 
 CPU = torch.device("cpu")
 H100 = Gpus("2.14.1", "13.0", ("sm_80", "sm_90", "compute_90"), ("NVIDIA H100",) * 2, ((9, 0),) * 2, (80 << 30,) * 2)
@@ -89,7 +92,9 @@ def lender(place: Place) -> Iterator[None]:
 
 @pytest.mark.light
 def test_the_store_carries_objects_into_a_trainer_s_memory_and_back(place: Place):
-    with store.master(of(place, "head"), "127.0.0.1"):
+    trial = make_trial(load_config(place.root / "config.yaml"), place.root / "doctor")
+    place = dataclasses.replace(place, config=trial, root=place.root / "doctor")
+    with serving(RunDir(place.root), ATTEMPT, trial, "127.0.0.1"):
         (nobody,) = guarded("store", lambda: store.round_trip(of(place, "inference"), join_s=0.1))
         assert "no training node lent memory to the store" in nobody.found
         with lender(place):
@@ -150,9 +155,15 @@ def test_an_engine_that_does_not_start_or_captures_other_rows_is_said(
 
     monkeypatch.setattr(engine, "capture_server", Broken)
     monkeypatch.setattr(engine, "connection_of", lambda place, join_s: None)
-    findings = guarded("engine", lambda: engine.captures(of(place, "inference")))
+    findings = guarded("engine", lambda: engine.captures(of(place, "inference"), "127.0.0.1"))
     assert [finding.what for finding in findings if finding.verdict == "failed"] == [failed]
     assert {finding.what for finding in findings} == {"engine", "captured rows"}
+
+
+def test_an_engine_over_several_nodes_is_left_to_the_job(place: Place):
+    spread = of(place, "inference", "--inference.tensor_parallel=2", "--inference.nodes_per_engine=2")
+    assert _why_not(spread, []) == "an engine spans 2 nodes: --submit checks there"
+    assert _why_not(dataclasses.replace(spread, slurm=True), []) == ""
 
 
 def test_a_class_that_captures_nothing_is_said(place: Place, tmp_path: Path, tiny_target: Path):

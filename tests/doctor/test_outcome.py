@@ -129,9 +129,15 @@ def test_on_this_machine_what_it_has_is_looked_at_and_what_needs_gpus_is_left_to
     (why,) = {finding["found"] for finding in said["findings"]["training"] if finding["what"] == "attention"}
     assert why == "this machine has no GPU, but the job requests some: --submit checks there"
     # Broken, it is the exit code, and the directory is the doctor's to use again.
-    code = main(["doctor", "--config", str(path), *asked, "--slurm.interface=hsn9"])
+    code = main(["doctor", "--config", str(path), *asked, "--slurm.interface=hsn9", "--data.train=[/no/talks.jsonl]"])
     shown = capsys.readouterr().out
     assert code == 1
+    (data,) = [
+        finding["found"]
+        for finding in json.loads((path.parent / "run-doctor" / "findings" / "head-0.json").read_text())
+        if finding["what"] == "the run's data"
+    ]
+    assert data == "/no/talks.jsonl: no such file or directory"
     assert "the run would break: see the lines marked failed" in shown
     (path.parent / "run-doctor" / ".specbatch").unlink()
     assert main(["doctor", "--config", str(path)]) == 2

@@ -88,6 +88,25 @@ def test_a_directory_that_is_not_seen_is_no_run_directory(place: Place, tmp_path
     assert site.run_directory(elsewhere).verdict == "failed"
 
 
+def test_a_directory_that_takes_no_file_is_said(place: Place):
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        root = Path(folder)
+        (root / "config.yaml").touch()
+        root.chmod(0o555)
+        (finding,) = as_nobody(lambda: [site.run_directory(dataclasses.replace(place, root=root))])
+        root.chmod(0o755)
+    assert finding.verdict == "failed"
+    assert f"can't write in {folder}: Permission denied" in finding.found
+
+
+def test_a_node_without_the_place_for_a_copy_of_the_target_is_said(place: Place):
+    engine = dataclasses.replace(place, component="inference")
+    assert "room for " in found(site.copy_of_target, engine, "--slurm.stage_target=/dev/shm").found
+    finding = found(site.copy_of_target, engine, "--slurm.stage_target=/no/disk")
+    assert finding.verdict == "failed"
+    assert "slurm.stage_target: /no/disk can't be used on " in finding.found
+
+
 def test_a_target_that_is_not_there_or_not_readable_is_said(place: Place, tiny_target: Path):
     assert "there is no directory" in found(site.target, place, "--target.path=/no/target").found
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:

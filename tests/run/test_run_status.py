@@ -271,6 +271,9 @@ def test_a_requeued_job_starts_anew_until_its_new_head_speaks(run_dir):
     soon = datetime.datetime.fromtimestamp(time.time() + 60).isoformat(timespec="seconds")
     rows = parse_squeue(restarted.replace("2016-11-25T01:22:15", soon))
     assert stand(run_dir, Answer({4: rows})).state == "starting"
+    # It began before Slurm started its job, by the clock of its node, and has written since.
+    head(run_dir, 1, "running", age_s=-65)
+    assert stand(run_dir, Answer({4: rows})).state == "running"
 
 
 def test_a_failed_run_says_which_component_and_shows_the_end_of_its_log(run_dir):

@@ -24,9 +24,11 @@ def test_the_limits_of_the_account_itself_are_read_and_none_of_its_users():
 
 
 def test_more_than_is_left_is_said_with_both_numbers():
-    assert Balance("ml", "cpu", 1000, 12.5).text({}) == "account ml has 987.5 of 1,000.0 CPU-hours left"
+    assert Balance("account ml", "cpu", 1000, 12.5).text({}) == "account ml has 987.5 of 1,000.0 CPU-hours left"
     more = "less than the 4.0 of an attempt: Slurm may hold the job, or end it early"
-    assert Balance("ml", "node", 10, 12).text({"node": 4}) == f"account ml has 0.0 of 10.0 node-hours left, {more}"
+    assert (
+        Balance("account ml", "node", 10, 12).text({"node": 4}) == f"account ml has 0.0 of 10.0 node-hours left, {more}"
+    )
 
 
 def test_an_attempt_is_counted_by_nodes_and_gpus_and_a_site_that_says_nothing_costs_no_line(

@@ -190,6 +190,11 @@ def test_mistakes_are_one_line_before_slurm_is_asked(
     run_dir = RunDir(desk / "run")
     run_dir.make()
     run_dir.config.write_text((desk / "my.yaml").read_text())
+    refuses(
+        "--config my.yaml --draft draft --submit --slurm.inference.gpus_per_node=2 --inference.tensor_parallel=2"
+        " --slurm.stage_target=/dev/shm --slurm.inference.mem=1K",
+        "slurm.inference.mem: 1K is less than the",
+    )
     refuses("--config my.yaml --draft draft --submit --out run", "run is the directory of a run, or of something else")
     refuses("run --submit", "run has no exported draft yet: make it with `specbatch export")
     refuses("run --heldout heldout.jsonl --submit", "--heldout: a run has its own")

@@ -146,7 +146,7 @@ def test_the_single_layout_is_one_allocation_of_all_nodes(tmp_path: Path, head_o
         assert f"--relative={offset}" in steps[name]
 
 
-@pytest.mark.parametrize("recovery", ["chain", "requeue"])
+@pytest.mark.parametrize("recovery", ["chain", "requeue", "none"])
 @pytest.mark.parametrize("layout", ["het", "single"])
 def test_the_script_is_bash_and_survives_odd_names(tmp_path: Path, recovery: str, layout: str):
     root = tmp_path / ODD
