@@ -79,21 +79,26 @@ class MetricsTail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._at = 0
+        self._last = b""
+        """The line that ends there."""
 
     def read(self) -> list[MetricsLine]:
         """Return the lines that are new since the last call; after a rewind of the file, all of them. Raises the same
         as `read_metrics`."""
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._at:
+                # A file that was rewound may be longer again by now, but its lines are others: they have times.
+                file.seek(self._at - len(self._last))
+                if file.read(len(self._last)) != self._last:
                     self._at = 0
-                file.seek(self._at)
+                    file.seek(0)
                 data = file.read()
         except FileNotFoundError:
             return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return _decoded(self.path, _whole(whole.splitlines(keepends=True)))
+        whole = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        if whole or not self._at:
+            self._at, self._last = self._at + sum(map(len, whole)), whole[-1] if whole else b""
+        return _decoded(self.path, _whole(whole))
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:

@@ -52,6 +52,10 @@ def test_the_tail_tells_each_line_once_and_all_of_them_after_a_rewind(tmp_path: 
         ('{"step": 1}\n{"st', [1]),
         ('{"step": 1}\n{"step": 2}\n', [2]),
         ('{"step": 1}\n', [1]),
+        ('{"step": 1}\n{"step": 2}\n{"step": 3}\n', [2, 3]),
+        ('{"step": 1}\n{"step": 2, "loss": 1}\n{"step": 3}\n{"step": 4}\n', [1, 2, 3, 4]),
+        ("", []),
+        ('{"step": 1}\n', [1]),
     ):
         path.write_text(text)
         assert [line.step for line in tail.read()] == steps
