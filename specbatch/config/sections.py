@@ -41,7 +41,8 @@ class Run:
     stall_timeout_s: Seconds = 900.0
     """Seconds without any progress after which the attempt is ended, with a message that says what waits for what."""
     idle_alarm_s: Seconds = 600.0
-    """The status reports idle ranks or engines once they have waited most of the time for this many seconds."""
+    """The status reports idle ranks or engines once they have waited most of the time for this many seconds; so do
+    ``run.log``, and a mail under Slurm where `slurm.extra` asks for mail."""
     log_limit: Bytes = _LONGEST_LOG
     """Size of a component's log beyond which its older half is dropped."""
     max_restarts: Natural = 3

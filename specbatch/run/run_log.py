@@ -1,4 +1,5 @@
-"""``run.log`` of a run under Slurm, written by the head, since there is no foreground process."""
+"""``run.log`` of a run under Slurm, written by the head, since there is no foreground process. Idle alarms are mailed,
+too."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from specbatch.config import Config
 from specbatch.evaluation.history import evaluations
 from specbatch.metrics_lines import MetricsTail
+from specbatch.run.mail import send_mail
 from specbatch.run.progress import Display
 from specbatch.rundir import RunDir
 from specbatch.status_file import AnswerCounts, Status
@@ -31,7 +33,7 @@ class RunLog(contextlib.ExitStack):
             # The log is only written, not shown, so the console discards its output.
             display = Display(run_dir.log, config.run.log_interval_s, Console(file=io.StringIO(), quiet=True))
             self._display = self.enter_context(display)
-        self._metrics = MetricsTail(run_dir.metrics)
+        self._config, self._metrics = config, MetricsTail(run_dir.metrics)
         self._told = max(evaluations(run_dir.metrics), default=0)
         self._interval_s, self._looked = config.run.log_interval_s, float("-inf")
         self._stage = self._idle = ""
@@ -48,6 +50,7 @@ class RunLog(contextlib.ExitStack):
             return
         if status.idle and not self._idle:
             display.say(f"IDLE: {status.idle}")
+            send_mail(self._config, f"specbatch {self._config.run.name}: idle", f"{status.idle}\n\n")
         self._idle = status.idle
         if status.stage == self._stage and now - self._looked < self._interval_s:
             return

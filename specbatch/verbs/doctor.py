@@ -35,6 +35,11 @@ def doctor(arguments: list[str]) -> int:
     from specbatch.doctor.trial import make_trial
 
     with in_file(options.config):
+        if config.run.goal == "answers":
+            raise UserError(
+                "run.goal: answers: the doctor checks runs that train a draft; --run.goal draft checks this "
+                "configuration's engines, and what a training would need"
+            )
         root = _directory(config)
         checked = _checked(config, submit=options.submit)
         _tell("making up packs for a trial")

@@ -96,6 +96,12 @@ def test_a_doctor_that_passed_is_remembered_for_its_profile(path: Path):
     assert not passed(site)
 
 
+def test_a_run_that_only_answers_is_refused(path: Path, capsys):
+    assert main(["doctor", "--config", str(path), "--run.goal=answers"]) == 2
+    assert "run.goal: answers: the doctor checks runs that train a draft" in capsys.readouterr().err
+    assert not list(path.parent.glob("*-doctor"))
+
+
 def test_the_job_has_the_run_s_own_layout_and_a_time_of_its_own(config: Config, tmp_path: Path):
     config.slurm.inference.setup.append("module load cuda")
     lines = render_doctor(config, RunDir(tmp_path)).splitlines()
