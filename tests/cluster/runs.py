@@ -267,9 +267,11 @@ class Foreground(Run):
         """Ctrl-C, which salloc leaves to what runs in it."""
         command = psutil.Process(self.process.pid)
         for process in [command, *command.children(recursive=True)]:
-            if process.name() == "salloc":
-                for child in process.children():
-                    child.send_signal(signal.SIGINT)
+            # The components' processes come and go.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "salloc":
+                    for child in process.children():
+                        child.send_signal(signal.SIGINT)
 
     def leader(self, number: int) -> str:
         """The host of the process that leads an attempt; empty before it has begun."""
