@@ -52,7 +52,7 @@ def gpu_share(names: Sequence[str] | None, need: int, local: int, there: int) ->
         names: result of `listed_gpus`.
         need: GPUs of each task.
         local: number of the task on its node, from 0.
-        there: GPUs of the node, if there is no list.
+        there: number of GPUs of the node, which are shared out if ``names`` is None.
 
     Raises:
         UserError: there are too few.

@@ -262,7 +262,7 @@ def _expanded(text: str) -> Path:
 
 
 def _own_folder(base: Path) -> Path:
-    """The directory of this user's copies, which nobody else can enter or replace.
+    """Return the directory of this user's copies, which other users can't enter or replace.
 
     Raises:
         UserError: it can't be made, or is not this user's.

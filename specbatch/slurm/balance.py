@@ -91,7 +91,7 @@ def parse_limits(text: str, account: str, part: str = "", user: str = "") -> lis
 
     Args:
         part: the account that the job names, which is this one or below it; this one if empty.
-        user: whose own limits count, too; nobody's if empty.
+        user: the user whose own limits count, too; only the account's count if empty.
     """
     found: list[Balance] = []
     for facts in _associations(text, account):

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,29 +58,42 @@ def test_an_interface_that_is_not_there_is_named_with_those_that_are(place: Plac
     assert "has no address on hsn9; it has " in finding.found
 
 
-def test_packages_that_are_missing_or_others_are_named_with_the_command(place: Place, monkeypatch: pytest.MonkeyPatch):
-    real = [name for name in importlib.metadata.requires("specbatch") or [] if not name.startswith("torchtitan")]
-    version = importlib.metadata.version
+def packages_seen(place: Place, folder: Path, requires: list[str], left_out: str = "no package") -> Finding:
+    """The finding of a Python that has the packages of this one, but some, with these requirements of specbatch."""
+    folder.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith((left_out, "specbatch")):
+            (folder / entry.name).symlink_to(entry)
+    metadata = folder / f"specbatch-{importlib.metadata.version('specbatch')}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    lines = ["Metadata-Version: 2.1", "Name: specbatch", "Version: 0", *(f"Requires-Dist: {name}" for name in requires)]
+    metadata.write_text("\n".join(lines) + "\n")
+    points = importlib.metadata.distribution("specbatch").read_text("entry_points.txt")
+    (metadata.parent / "entry_points.txt").write_text(points or "")
+    code = (
+        "import sys, msgspec; from pathlib import Path; from specbatch.config import load_config; "
+        "from specbatch.doctor import site; root = Path(sys.argv[1]); "
+        "place = site.Place(load_config(root / 'config.yaml'), 'training', root); "
+        "print(msgspec.json.encode(site.packages(place)).decode())"
+    )
+    path = os.pathsep.join([str(folder), str(Path(site.__file__).parents[2])])
+    argv = [sys.executable, "-S", "-c", code, str(place.root)]
+    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True, text=True)
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Finding)
 
-    def without(name: str) -> str:
-        if name == "torchtitan":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
 
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [*real, "torchtitan; extra == 'training'"])
-    monkeypatch.setattr(importlib.metadata, "version", without)
-    finding = found(site.packages, place)
+def test_packages_that_are_missing_or_others_are_named_with_the_command(place: Place, tmp_path: Path):
+    real = importlib.metadata.requires("specbatch") or []
+    finding = packages_seen(place, tmp_path / "without", real, left_out="torchtitan")
     assert finding.verdict == "failed"
     assert finding.found == f"{sys.executable}: torchtitan is missing"
     assert f"{sys.executable} -m pip install 'specbatch[training]'" in finding.remedy
     # What the component may do without, or has in another version, is no reason to stop: images are made by others.
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [*real, "numpy<1", "no-such-package>=1"])
-    finding = found(site.packages, place)
+    finding = packages_seen(place, tmp_path / "others", [*real, "numpy<1", "no-such-package>=1"])
     assert finding.verdict == "warning"
     assert "(tested: <1), no-such-package is missing" in finding.found
     # What others need is no affair of this component.
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["sglang==0; extra == 'inference'"])
-    assert found(site.packages, place).verdict == "ok"
+    assert packages_seen(place, tmp_path / "theirs", ["sglang==0; extra == 'inference'"]).verdict == "ok"
 
 
 def test_a_directory_that_is_not_seen_is_no_run_directory(place: Place, tmp_path: Path):
