@@ -121,7 +121,7 @@ def _distill(
     for first in range(begin, end, size):
         last = heads.last_PH[first : min(first + size, end)]
         truth = logits_of_target(last, heads.target_VH, heads.target_bias_V, heads.target_logits).softmax(-1)
-        likely = truth.argmax(-1)
+        likely = truth.max(-1).indices
         bounds = torch.tensor([first, first + size])
         parts = [slice(*torch.searchsorted(chosen.target_M, bounds).tolist()) for chosen in loss_rows]
         rows: list[tuple[int, Tensor]] = []

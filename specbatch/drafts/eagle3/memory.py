@@ -101,7 +101,7 @@ class StepWork:
 
 def default_columns_at_once(*, gpu: bool) -> int:
     """Return the number of live columns whose activations are in memory at once: as few as keep the device busy."""
-    return 2048 if gpu else 512
+    return 2048 if gpu else 1024
 
 
 def step_bytes(shape: Shape, work: StepWork) -> dict[str, int]:
