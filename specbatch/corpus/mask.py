@@ -24,7 +24,7 @@ _NOT_ONCE = "the chat template does not show it exactly once"
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerSpans:
     """The parts of a rendered conversation that the assistant wrote."""
 
     text: str
@@ -50,7 +50,7 @@ def answers(
     text: str,
     turns: Iterable[int],
     prompts: Prompts | None = None,
-) -> Answers:
+) -> AnswerSpans:
     """Find the parts of a conversation's text that the assistant wrote.
 
     Each turn begins where the model begins to write, after the generation prompt, and ends with the token that
@@ -125,7 +125,7 @@ class _Proof:
         self.places = self._places()
         self._prompts = prompts
 
-    def answers(self, turns: list[int]) -> Answers:
+    def answers(self, turns: list[int]) -> AnswerSpans:
         """Return the parts of the text that are the given turns.
 
         Raises:
@@ -141,7 +141,7 @@ class _Proof:
             spans = self._marked(spoken, regions)
         else:
             spans = {turn: [self._span(turn, regions[turn])] for turn in spoken}
-        found = Answers(self.text, spans, left_out(self.words, shown, set(turns)))
+        found = AnswerSpans(self.text, spans, left_out(self.words, shown, set(turns)))
         if any(a[1] > b[0] for a, b in pairwise(found.all)):
             raise Rejected(_UNPROVED, "answers overlap in what the chat template renders")
         last = len(self.conversation.messages) - 1

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from specbatch.corpus.conversation import Conversation, Rejected
 from specbatch.corpus.encoder import Span
-from specbatch.corpus.mask import Answers, Prompts, answers, encodable, shared
+from specbatch.corpus.mask import AnswerSpans, Prompts, answers, encodable, shared
 from specbatch.corpus.template import Template
 
 
@@ -76,7 +76,7 @@ def split(template: Template, conversation: Conversation, text: str, turns: Sequ
         yield Turn(part, own, spans, left_out, _last_seam(text, own, seams, spans), continued)
 
 
-def _holds_alone(template: Template, whole: Answers, conversation: Conversation, turn: int, own: str) -> bool:
+def _holds_alone(template: Template, whole: AnswerSpans, conversation: Conversation, turn: int, own: str) -> bool:
     """Return whether what was found in the whole conversation is what would be found in a beginning of its text.
 
     The turn has to end in it with a token that ends turns, and not by a limit, which is known of the last turn only.

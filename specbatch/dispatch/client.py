@@ -44,7 +44,7 @@ from specbatch.dispatch.messages import (
     Refused,
     Reply,
     Report,
-    Status,
+    StatusRequest,
     Stored,
     Trained,
     Trouble,
@@ -158,7 +158,7 @@ class Client:
 
     def status(self) -> Report:
         """Return the state of everything, for people."""
-        return self._ask(Status(), Report)
+        return self._ask(StatusRequest(), Report)
 
     def close(self) -> None:
         """Close the connections; requests of other threads end with `DispatcherGone`."""

@@ -39,7 +39,7 @@ from specbatch.dispatch.messages import (
     Phase,
     Refused,
     Report,
-    Status,
+    StatusRequest,
     Stored,
     Trained,
     Trouble,
@@ -151,7 +151,7 @@ class Dispatcher:
                 return self._drain(request)
             case Trouble():
                 return self._trouble(request)
-            case Status():
+            case StatusRequest():
                 return self.report(now)
         world = self._world
         if world is None or request.rank not in world.segments or request.generation != world.generation:

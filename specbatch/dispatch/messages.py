@@ -312,7 +312,7 @@ class Alive(Request, frozen=True):
     """``inference-0``"""
 
 
-class Status(Request, frozen=True):
+class StatusRequest(Request, frozen=True):
     """Asks for the state of everything. Answered by `Report`."""
 
 
@@ -391,7 +391,7 @@ PackRequest = (
     | Lost
     | Trained
     | Drain
-    | Status
+    | StatusRequest
     | Trouble
 )
 """Requests that the state machine answers."""

@@ -11,7 +11,7 @@ from specbatch.config.engine_nodes import nodes_per_engine
 from specbatch.corpus import Corpus, make_plan, open_corpus
 from specbatch.corpus.images import as_sent
 from specbatch.doctor.finding import Finding, failed, guarded, not_checked
-from specbatch.doctor.site import Place
+from specbatch.doctor.site import CheckTask
 from specbatch.doctor.store import JOIN_S, connection_of, segment_of
 from specbatch.doctor.trial import ATTEMPT
 from specbatch.drafts.base import CaptureContract, algorithm_of
@@ -46,7 +46,7 @@ CAPTURED = "captured rows"
 RATE = "prefill"
 
 
-def served(place: Place) -> Iterator[Finding]:
+def served(place: CheckTask) -> Iterator[Finding]:
     """Check that SGLang has the target's class, and would start with the run's arguments."""
     config, target = place.config, read_target(place.config.target.path)
     check_class(target.architecture, target.path)
@@ -55,7 +55,7 @@ def served(place: Place) -> Iterator[Finding]:
     yield Finding("target's class", f"SGLang serves {target.architecture}", "a class that captures hidden states")
 
 
-def captures(place: Place, address: str, join_s: float = JOIN_S) -> Iterator[Finding]:
+def captures(place: CheckTask, address: str, join_s: float = JOIN_S) -> Iterator[Finding]:
     """Start the engine, have it verify what it captures, and measure how fast it does. On a further node of an engine,
     work as its part until it has ended.
 
@@ -77,7 +77,7 @@ def captures(place: Place, address: str, join_s: float = JOIN_S) -> Iterator[Fin
         yield from _started(place, others, join_s)
 
 
-def _copied(place: Place) -> Finding:
+def _copied(place: CheckTask) -> Finding:
     """Copy the target to this node, as a run's engines do."""
     target, begun = read_target(place.config.target.path), time.monotonic()
     stage(str(target.path), threading.Event())
@@ -86,7 +86,7 @@ def _copied(place: Place) -> Finding:
     return Finding("copying the target", found, f"once a node, to {place.config.slurm.stage_target}")
 
 
-def _started(place: Place, others: FurtherNodes | None, join_s: float) -> Iterator[Finding]:
+def _started(place: CheckTask, others: FurtherNodes | None, join_s: float) -> Iterator[Finding]:
     config, target = place.config, read_target(place.config.target.path)
     run_dir = RunDir(place.root)
     contract = algorithm_of(config, target).contract
@@ -123,7 +123,7 @@ def _start_text(begun: float, others: FurtherNodes | None) -> str:
 
 
 def _measured(
-    place: Place, target: TargetShape, contract: CaptureContract, server: CaptureServer, join_s: float
+    place: CheckTask, target: TargetShape, contract: CaptureContract, server: CaptureServer, join_s: float
 ) -> Iterator[Finding]:
     """Measure how fast full packs are captured and stored, without the first, which includes one-time costs."""
     config = place.config
@@ -168,7 +168,7 @@ def plan_tokens(corpus: Corpus, packs: list[Pack]) -> int:
 
 
 def _speed(
-    place: Place, work: PlannedWork, tokens: int, packs: list[Pack], seconds: float, target: TargetShape
+    place: CheckTask, work: PlannedWork, tokens: int, packs: list[Pack], seconds: float, target: TargetShape
 ) -> Finding:
     config, flops = place.config, work.engine_flops_of(packs) / seconds
     kind = config.inference.gpu or ASSUMED_GPU

@@ -11,7 +11,7 @@ import sys
 import msgspec
 
 from specbatch.doctor.finding import Finding, failed
-from specbatch.doctor.site import Place
+from specbatch.doctor.site import CheckTask
 from specbatch.errors import RunError
 from specbatch.gpus import take_gpus
 
@@ -33,7 +33,7 @@ class Gpus(msgspec.Struct, frozen=True):
     bytes: tuple[int, ...]
 
 
-def usable(place: Place) -> Finding:
+def usable(place: CheckTask) -> Finding:
     """Check that torch, and for engines SGLang, can use the GPUs of this task."""
     if not place.gpus_needed:
         return Finding("GPUs for torch", NOT_ASKED, verdict="not checked")
@@ -46,7 +46,7 @@ def usable(place: Place) -> Finding:
     return judge(place, msgspec.json.decode(ran.stdout.splitlines()[-1], type=Gpus))
 
 
-def judge(place: Place, gpus: Gpus) -> Finding:
+def judge(place: CheckTask, gpus: Gpus) -> Finding:
     """Judge whether there are enough GPUs, of a kind with kernels. Pure."""
     what, need = "GPUs for torch", place.gpus_needed
     least = SGLANG_LEAST if place.component == "inference" else (0, 0)

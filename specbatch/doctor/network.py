@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from specbatch.doctor.finding import Finding, failed
-from specbatch.doctor.site import Place
+from specbatch.doctor.site import CheckTask
 from specbatch.free_ports import free_ports
 from specbatch.rundir import read_json, write_json
 from specbatch.slurm.script import parts_of
@@ -27,7 +27,7 @@ _TO, _FROM = b"t", b"f"
 
 
 @contextlib.contextmanager
-def listening(place: Place, address: str) -> Iterator[None]:
+def listening(place: CheckTask, address: str) -> Iterator[None]:
     """Receive and send bytes at this node's address, which others find in the shared directory."""
     port = free_ports(address, 1)[0]
     with socket.create_server((address, port)) as server:
@@ -44,7 +44,7 @@ def listening(place: Place, address: str) -> Iterator[None]:
             thread.join()
 
 
-def reach(place: Place, join_s: float = JOIN_S) -> Iterator[Finding]:
+def reach(place: CheckTask, join_s: float = JOIN_S) -> Iterator[Finding]:
     """Check that this node reaches one node of each other component.
 
     Args:

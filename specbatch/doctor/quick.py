@@ -13,7 +13,7 @@ from pathlib import Path
 
 from specbatch.config import load_config
 from specbatch.doctor.finding import guarded
-from specbatch.doctor.site import QUICK, Place
+from specbatch.doctor.site import QUICK, CheckTask
 from specbatch.errors import UserError
 from specbatch.run.attempts import read_attempt
 from specbatch.run.exit_records import ExitRecord, write_exit_record
@@ -30,7 +30,7 @@ def main(component: Name) -> int:
     run_dir = RunDir(Path.cwd())
     attempt, task = int(os.environ["SPECBATCH_ATTEMPT"]), int(os.environ["SLURM_PROCID"])
     began, node = read_attempt(run_dir, attempt), socket.gethostname()
-    place = Place(
+    place = CheckTask(
         load_config(run_dir.config),
         component,
         run_dir.root,

@@ -84,7 +84,7 @@ def _heads(config: Config, run_dir: RunDir) -> tuple[int, int, int]:
     return heads, kv_heads, width
 
 
-class Watch:
+class RankMeasurements:
     """Observes and measures the ranks (`specbatch.training.protocols.Observer`)."""
 
     def __init__(self, device: torch.device) -> None:
@@ -162,7 +162,7 @@ def train(config: Config, run_dir: RunDir, device: torch.device) -> Iterator[Fin
     corpus = open_corpus(run_dir)
     plan = make_plan(config, corpus)
     job = RankJob(config, run_dir, corpus, plan, new=True)
-    watch = Watch(device)
+    watch = RankMeasurements(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     around = job.surroundings(Alone(STEPS), RandomStates(job, device))

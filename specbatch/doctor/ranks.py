@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterator
 
 from specbatch.doctor.finding import Finding, read_findings
-from specbatch.doctor.site import Place
+from specbatch.doctor.site import CheckTask
 from specbatch.doctor.trial import ATTEMPT
 from specbatch.errors import RunError
 from specbatch.rundir import RunDir
 from specbatch.training.process.agent import explain, run_ranks
-from specbatch.training.process.node import Place as Node
+from specbatch.training.process.node import TrainingNode
 from specbatch.training.process.rendezvous import ManyNodes, OneNode
 
 
-def ranks(place: Place, address: str) -> Iterator[Finding]:
+def ranks(place: CheckTask, address: str) -> Iterator[Finding]:
     """Yield the findings of this node's ranks.
 
     Raises:
@@ -23,7 +23,7 @@ def ranks(place: Place, address: str) -> Iterator[Finding]:
     """
     run_dir = RunDir(place.root)
     nodes = place.config.slurm.training.nodes if place.slurm else 1
-    node = Node(place.task, nodes, address)
+    node = TrainingNode(place.task, nodes, address)
     each = place.config.training.ranks // nodes
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     result = run_ranks(

@@ -47,7 +47,7 @@ SYSTEM_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckTask:
     """The task of a component in which a check runs."""
 
     config: Config
@@ -75,7 +75,7 @@ class Place:
         return engine if self.component == "inference" else ranks
 
 
-Check = Callable[[Place], Finding]
+Check = Callable[[CheckTask], Finding]
 
 
 def devices() -> list[str]:
@@ -83,7 +83,7 @@ def devices() -> list[str]:
     return [path for pattern in DEVICE_NODES for path in glob.glob(pattern)]
 
 
-def interface(place: Place) -> Finding:
+def interface(place: CheckTask) -> Finding:
     """Check the address at which this node is reached."""
     wanted = place.config.slurm.interface
     address = node_address(wanted, place.others)
@@ -96,7 +96,7 @@ def interface(place: Place) -> Finding:
     return Finding("network interface", address, expected)
 
 
-def packages(place: Place) -> Finding:
+def packages(place: CheckTask) -> Finding:
     """Check that the component's Python has the packages that specbatch was tested with, without importing them."""
     wanted = [f"specbatch[{','.join(EXTRAS[place.component])}]" if EXTRAS[place.component] else "specbatch"]
     missing: list[str] = []
@@ -123,7 +123,7 @@ def packages(place: Place) -> Finding:
     return Finding("Python packages", f"Python {sys.version.split()[0]}, all as tested", "the tested versions")
 
 
-def run_directory(place: Place) -> Finding:
+def run_directory(place: CheckTask) -> Finding:
     """Check that this node sees the shared directory, and may write in it."""
     if not (place.root / "config.yaml").is_file():
         return failed(
@@ -141,7 +141,7 @@ def run_directory(place: Place) -> Finding:
     return Finding("run directory", f"{place.root} is seen and written", "seen and written by all nodes")
 
 
-def target(place: Place) -> Finding:
+def target(place: CheckTask) -> Finding:
     """Check that this node sees the target and may read it."""
     from specbatch.target import read_target
 
@@ -152,7 +152,7 @@ def target(place: Place) -> Finding:
     return Finding("target", f"{shape.architecture} in {shape.path}", "readable on all nodes")
 
 
-def copy_of_target(place: Place) -> Finding:
+def copy_of_target(place: CheckTask) -> Finding:
     """Room for the target on an engine's node, where it is copied there."""
     text = place.config.slurm.stage_target
     if not (text and place.slurm and place.component == "inference"):
@@ -160,7 +160,7 @@ def copy_of_target(place: Place) -> Finding:
     return Finding("copy of the target", room(text, place.config.target.path), f"room for it in {text}")
 
 
-def data(place: Place) -> Finding:
+def data(place: CheckTask) -> Finding:
     """Check that this node sees the prepared data, or the files if nothing is prepared yet."""
     from specbatch.corpus import open_corpus
     from specbatch.rundir import RunDir
@@ -185,7 +185,7 @@ def sources(config: Config) -> Finding:
     return Finding("data", f"{len(names)} entries", "readable on all nodes")
 
 
-def gpus(place: Place) -> Finding:
+def gpus(place: CheckTask) -> Finding:
     """Check that the task gets its GPUs, and the node has a driver. `gpu` checks whether torch can use them."""
     need, there = place.gpus_needed, devices()
     if not need:
@@ -205,7 +205,7 @@ def gpus(place: Place) -> Finding:
     return Finding("GPUs", f"{','.join(mine)} of {count}{driver}", expected)
 
 
-def store_protocol(place: Place) -> Finding:
+def store_protocol(place: CheckTask) -> Finding:
     """Check RDMA devices and the memory that a process may pin, if the store uses them; and the store's programs."""
     config = place.config
     if place.component == "head":
@@ -232,7 +232,7 @@ QUICK: tuple[tuple[str, Check], ...] = (
 )
 
 
-def shared_memory(place: Place, path: Path = SHM) -> Finding:
+def shared_memory(place: CheckTask, path: Path = SHM) -> Finding:
     """Check the shared memory of a node."""
     processes = max(1, place.gpus_needed or place.config.training.ranks)
     needed, what = SHM_BYTES_A_RANK * processes, f"free space in {path}"
@@ -246,7 +246,7 @@ def shared_memory(place: Place, path: Path = SHM) -> Finding:
     return Finding(what, bytes_text(free), expected)
 
 
-def memory(place: Place) -> Finding:
+def memory(place: CheckTask) -> Finding:
     """Check the node's memory against the needs of the component."""
     from specbatch.drafts.base import algorithm_of
     from specbatch.inference.engine import buffer_bytes
@@ -272,7 +272,7 @@ def memory(place: Place) -> Finding:
 _MORE_MEMORY = "ask for more (slurm.{component}.mem), or set a smaller store.bytes_per_rank"
 
 
-def compiler(place: Place) -> Finding:
+def compiler(place: CheckTask) -> Finding:
     """Check the compilers of kernels on a node with GPUs: for Triton and torch, and for SGLang."""
     if not place.gpus_needed:
         return Finding("C compiler", "not needed without GPUs")

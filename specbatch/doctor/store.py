@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from specbatch.config.rules import Bytes
 from specbatch.dispatch.connection_file import ConnectionFile, wait_for
 from specbatch.doctor.finding import Finding, failed
-from specbatch.doctor.site import Place
+from specbatch.doctor.site import CheckTask
 from specbatch.doctor.trial import ATTEMPT
 from specbatch.rundir import RunDir, read_json, write_json
 from specbatch.transfer.store import StoreClient, StoreError, store_of, usable_bytes
@@ -23,7 +23,7 @@ OBJECT_BYTES = 16 << 20
 JOIN_S = 120.0
 
 
-def connection_of(place: Place, join_s: float = JOIN_S) -> ConnectionFile:
+def connection_of(place: CheckTask, join_s: float = JOIN_S) -> ConnectionFile:
     """Return the addresses of the master and the dispatcher.
 
     Raises:
@@ -33,7 +33,7 @@ def connection_of(place: Place, join_s: float = JOIN_S) -> ConnectionFile:
 
 
 @contextlib.contextmanager
-def lending(place: Place, join_s: float = JOIN_S) -> Iterator[Finding]:
+def lending(place: CheckTask, join_s: float = JOIN_S) -> Iterator[Finding]:
     """Lend memory of this training node to the store while others measure. Raises the same as `connection_of`."""
     size = Bytes(min(int(place.config.store.bytes_per_rank), LENT_BYTES))
     begun = time.monotonic()
@@ -47,7 +47,7 @@ def lending(place: Place, join_s: float = JOIN_S) -> Iterator[Finding]:
         )
 
 
-def segment_of(place: Place, join_s: float = JOIN_S) -> tuple[str, int]:
+def segment_of(place: CheckTask, join_s: float = JOIN_S) -> tuple[str, int]:
     """Return name and bytes of a training node's memory, which differs between tasks.
 
     Raises:
@@ -62,7 +62,7 @@ def segment_of(place: Place, join_s: float = JOIN_S) -> tuple[str, int]:
     raise StoreError(f"no training node lent memory to the store within {join_s:.0f} s: their lines here say why")
 
 
-def round_trip(place: Place, join_s: float = JOIN_S) -> Finding:
+def round_trip(place: CheckTask, join_s: float = JOIN_S) -> Finding:
     """Put objects from this node into a trainer's memory, get them back, and compare them byte by byte."""
     import torch
 

@@ -19,7 +19,7 @@ from specbatch.config import load_config
 from specbatch.config.engine_nodes import nodes_per_engine
 from specbatch.doctor import engine, gpu, network, store
 from specbatch.doctor.finding import Finding, guarded, not_checked, write_findings
-from specbatch.doctor.site import NODE, QUICK, Place, devices, sources
+from specbatch.doctor.site import NODE, QUICK, CheckTask, devices, sources
 from specbatch.doctor.trial import ATTEMPT, OF_RUN
 from specbatch.errors import UserError
 from specbatch.free_ports import use_ports
@@ -36,7 +36,7 @@ LONGEST_S = 600.0
 """Seconds for engines in addition to their start."""
 
 
-def examine(place: Place) -> list[Finding]:
+def examine(place: CheckTask) -> list[Finding]:
     """Return the findings of one task, which are also written as they come."""
     use_ports(place.config.slurm.ports)
     findings: list[Finding] = []
@@ -70,19 +70,19 @@ def examine(place: Place) -> list[Finding]:
     return findings
 
 
-def _data_of_run(place: Place) -> Finding:
+def _data_of_run(place: CheckTask) -> Finding:
     """Check the data of the run itself: the trial's are made up."""
     found = sources(load_config(place.root / OF_RUN))
     return msgspec.structs.replace(found, what="the run's data")
 
 
-def _lead(place: Place, address: str, stack: contextlib.ExitStack) -> Finding:
+def _lead(place: CheckTask, address: str, stack: contextlib.ExitStack) -> Finding:
     """Start what the head of a run starts."""
     stack.enter_context(serving(RunDir(place.root), ATTEMPT, place.config, address))
     return Finding("store's master", f"listens on {address}, and so does the dispatcher", "started")
 
 
-def _infer(place: Place, address: str) -> list[Finding]:
+def _infer(place: CheckTask, address: str) -> list[Finding]:
     """Run the checks of an engine, or of a node's part of it."""
     found = guarded("target's class", lambda: engine.served(place))
     found += guarded("GPUs for torch", lambda: gpu.usable(place))
@@ -94,7 +94,7 @@ def _infer(place: Place, address: str) -> list[Finding]:
         return found + guarded("engine", lambda: engine.captures(place, address))
 
 
-def _train(place: Place, address: str, stack: contextlib.ExitStack) -> list[Finding]:
+def _train(place: CheckTask, address: str, stack: contextlib.ExitStack) -> list[Finding]:
     """Run the checks of a training node, whose memory is lent to the store meanwhile."""
     from specbatch.doctor.ranks import ranks
 
@@ -106,7 +106,7 @@ def _train(place: Place, address: str, stack: contextlib.ExitStack) -> list[Find
     return found + guarded("training step", lambda: ranks(place, address))
 
 
-def _why_not(place: Place, found: list[Finding]) -> str:
+def _why_not(place: CheckTask, found: list[Finding]) -> str:
     """Return why the rest of a component's checks can't be made; empty if they can."""
     if not place.slurm and getattr(place.config.slurm, place.component).gpus_per_node and not devices():
         return "this machine has no GPU, but the job requests some: --submit checks there"
@@ -119,7 +119,7 @@ _NEEDED = ("target's class", "GPUs for torch", "store")
 """Checks without which neither engines nor ranks can be started."""
 
 
-def _wait_for_engines(place: Place) -> None:
+def _wait_for_engines(place: CheckTask) -> None:
     """Wait for the file that says that the engines' tasks have ended, since they use this task's part of the store."""
     target = read_target(place.config.target.path)
     until = time.monotonic() + start_timeout_s(place.config, target) + LONGEST_S
@@ -138,7 +138,9 @@ def main(words: list[str] | None = None) -> int:
     local = options.task if options.here else int(os.environ.get("SLURM_LOCALID", "0"))
     others = () if options.here else (os.environ.get("SPECBATCH_HEAD", ""),)
     config = load_config(root / "config.yaml")
-    examine(Place(config, options.component, root, options.task, local, tuple(filter(None, others)), not options.here))
+    examine(
+        CheckTask(config, options.component, root, options.task, local, tuple(filter(None, others)), not options.here)
+    )
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specbatch.evaluation.statistics import Answers
+from specbatch.evaluation.statistics import DecodedAnswers
 
 NEAR_TIE = {"float32": 1e-3, "float16": 0.06, "bfloat16": 0.5}
 """Largest distance between two logits that rounding can swap, by data type. States after the last layer differ by up to
@@ -32,7 +32,7 @@ class Parting:
     speculative: int | None
 
 
-def partings(plain: Answers, speculative: Answers) -> list[Parting]:
+def partings(plain: DecodedAnswers, speculative: DecodedAnswers) -> list[Parting]:
     """The first difference of each pair of answers that differ, in the order of prompts."""
     found = []
     for prompt, (a, b) in enumerate(zip(plain.tokens, speculative.tokens, strict=True)):

@@ -16,8 +16,8 @@ from specbatch.config import Config, Evaluate
 from specbatch.drafts.base import Algorithm
 from specbatch.errors import RunError, UserError
 from specbatch.evaluation.differences import Parting
-from specbatch.evaluation.statistics import Answers
-from specbatch.evaluation.transcripts import ANSWERS, MOST_TOKENS, Step, steps_of
+from specbatch.evaluation.statistics import DecodedAnswers
+from specbatch.evaluation.transcripts import ANSWERS, MOST_TOKENS, VerifyStep, steps_of
 from specbatch.inference import cpu_speculative
 from specbatch.inference.arguments import start_timeout_s
 from specbatch.inference.nodes import FurtherNodes
@@ -178,7 +178,7 @@ def warm_up(server: SGLangServer, subject: Subject, prompt: list[int]) -> None:
         server.generate({"input_ids": [prompt], "sampling_params": few})
 
 
-def ask(server: SGLangServer, subject: Subject, prompts: list[list[int]], draft_tokens: int) -> Answers:
+def ask(server: SGLangServer, subject: Subject, prompts: list[list[int]], draft_tokens: int) -> DecodedAnswers:
     """The answers to all prompts, sent together."""
     with _refusals(server):
         started = time.monotonic()
@@ -188,7 +188,9 @@ def ask(server: SGLangServer, subject: Subject, prompts: list[list[int]], draft_
     return answers_of(server, results, seconds, draft_tokens)
 
 
-def answers_of(server: SGLangServer, results: Sequence[dict[str, Any]], seconds: float, draft_tokens: int) -> Answers:
+def answers_of(
+    server: SGLangServer, results: Sequence[dict[str, Any]], seconds: float, draft_tokens: int
+) -> DecodedAnswers:
     """SGLang's answers, with their verify steps.
 
     Raises:
@@ -202,12 +204,12 @@ def answers_of(server: SGLangServer, results: Sequence[dict[str, Any]], seconds:
         told = result["meta_info"].get("spec_correct_drafts_histogram", [])
         histograms.append((*told, *[0] * (draft_tokens + 1 - len(told))))
     total = tuple(map(sum, zip(*histograms, strict=True)))
-    return Answers([result["output_ids"] for result in results], seconds, total, tuple(histograms))
+    return DecodedAnswers([result["output_ids"] for result in results], seconds, total, tuple(histograms))
 
 
 def ask_in_steps(
     server: SGLangServer, subject: Subject, prompts: list[list[int]]
-) -> list[tuple[list[int], list[Step]]]:
+) -> list[tuple[list[int], list[VerifyStep]]]:
     """Decode a few of the prompts again, each verify step streamed, which takes time and is therefore not measured."""
     count = min(ANSWERS, len(prompts), subject.settings.batch_size)
     chosen = [prompts[i * len(prompts) // count] for i in range(count)]
@@ -227,7 +229,7 @@ def ask_in_steps(
 
 
 def logits_at(
-    server: SGLangServer, partings: Sequence[Parting], prompts: list[list[int]], answers: Answers
+    server: SGLangServer, partings: Sequence[Parting], prompts: list[list[int]], answers: DecodedAnswers
 ) -> list[tuple[float, float] | None]:
     """The target's logits of both tokens at each difference, up to a common constant.
 

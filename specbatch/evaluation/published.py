@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from specbatch.config import Config, Draft
-from specbatch.config.algorithms import draft_section
+from specbatch.config.algorithms import algorithm_names, draft_section
 from specbatch.errors import UserError
 from specbatch.target import TargetShape
 from specbatch.weights import INDEX, SINGLE, Weights
-
-_KINDS = {"eagle3": "eagle3", "dflash": "dflash", "dspark": "dspark"}
-"""Algorithms by a part of the lower-case name of a draft's class or form."""
 
 
 def check_draft(folder: Path, shape: TargetShape) -> dict[str, Any]:
@@ -87,20 +84,20 @@ def config_of(folder: Path, found: dict[str, Any], base: Config) -> Config:
 
 
 def kind_of(folder: Path, found: dict[str, Any]) -> str:
-    """The name of a draft's algorithm.
+    """The name of a draft's algorithm, which is a part of the name of its class or form.
 
     Raises:
         UserError: it is unknown here.
     """
     named = [str(found.get("speculators_model_type") or ""), *map(str, found.get("architectures") or [])]
     for name in named:
-        for part, kind in _KINDS.items():
-            if part in name.lower():
+        for kind in algorithm_names():
+            if kind in name.lower():
                 return kind
     told = ", ".join(filter(None, named)) or "nothing"
     raise UserError(
-        f"{folder / 'config.json'}: its architectures are {told}; only drafts of EAGLE-3 (and EAGLE-3.1), "
-        "DFlash and DSpark can be measured"
+        f"{folder / 'config.json'}: its architectures are {told}; drafts that can be measured are of the "
+        f"algorithms {', '.join(algorithm_names())}"
     )
 
 

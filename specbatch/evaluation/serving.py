@@ -35,7 +35,7 @@ from specbatch.evaluation.engines import (
     server_of,
     warm_up,
 )
-from specbatch.evaluation.statistics import Answers, disagreements, measure
+from specbatch.evaluation.statistics import DecodedAnswers, disagreements, measure
 from specbatch.evaluation.stored_states import measured_from_stored_states, runs_on_cpu
 from specbatch.evaluation.subjects import (
     check_runs_on_cpu,
@@ -46,7 +46,7 @@ from specbatch.evaluation.subjects import (
     subject_of_run,
 )
 from specbatch.evaluation.sweep import Point, measure_points, sweep_document, sweep_lines
-from specbatch.evaluation.transcripts import Step, answer
+from specbatch.evaluation.transcripts import VerifyStep, answer
 from specbatch.export.card import tell_measured
 from specbatch.gpus import count_accelerators
 from specbatch.inference.nodes import FurtherNodes
@@ -185,10 +185,10 @@ def measure_draft(
 class _Decoded:
     """What the engines returned."""
 
-    answers: dict[int, Answers] = field(default_factory=dict)
+    answers: dict[int, DecodedAnswers] = field(default_factory=dict)
     """To the main prompts, by the number of draft tokens."""
     points: list[Point] = field(default_factory=list)
-    seen: list[tuple[list[int], list[Step]]] = field(default_factory=list)
+    seen: list[tuple[list[int], list[VerifyStep]]] = field(default_factory=list)
     """A few prompts with the verify steps of their answers."""
     partings: list[Any] = field(default_factory=list)
     logits: list[tuple[float, float] | None] = field(default_factory=list)
@@ -234,7 +234,7 @@ def _decode(subject: Subject, questions: Questions, tell: Progress) -> _Decoded:
     return found
 
 
-def _answers(config: Config, seen: list[tuple[list[int], list[Step]]]) -> list[dict[str, Any]]:
+def _answers(config: Config, seen: list[tuple[list[int], list[VerifyStep]]]) -> list[dict[str, Any]]:
     """The kept answers with their verify steps, as text."""
     from specbatch.corpus.tokenizer import load_tokenizer
 

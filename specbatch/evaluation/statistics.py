@@ -35,7 +35,7 @@ STANDARD_ERRORS = 3.0
 
 
 @dataclass(frozen=True)
-class Answers:
+class DecodedAnswers:
     """An engine's answers to the prompts."""
 
     tokens: list[list[int]]
@@ -94,7 +94,7 @@ def intervals(histograms: Sequence[Sequence[int]]) -> tuple[list[float], list[li
     return [float(low), float(high)], rates.T.tolist()
 
 
-def measure(plain: Answers, speculative: Answers, draft_tokens: int) -> dict[str, Any]:
+def measure(plain: DecodedAnswers, speculative: DecodedAnswers, draft_tokens: int) -> dict[str, Any]:
     """Compare plain and speculative decoding of the same prompts; keys as in ``evaluation.json``."""
     histogram = [*speculative.histogram, *[0] * (draft_tokens + 1 - len(speculative.histogram))]
     sure = intervals(speculative.histograms)

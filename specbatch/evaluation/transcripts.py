@@ -20,7 +20,7 @@ PROMPT_CHARACTERS = 600
 
 
 @dataclass(frozen=True)
-class Step:
+class VerifyStep:
     """One verify step; the first one is the prefill."""
 
     tokens: list[int]
@@ -28,7 +28,7 @@ class Step:
     """Number of leading tokens that were drafted; more than there are tokens if the answer ended earlier."""
 
 
-def steps_of(lengths: Sequence[int], tokens: Sequence[int], histogram: Sequence[int]) -> list[Step] | None:
+def steps_of(lengths: Sequence[int], tokens: Sequence[int], histogram: Sequence[int]) -> list[VerifyStep] | None:
     """The verify steps of an answer.
 
     Args:
@@ -43,20 +43,20 @@ def steps_of(lengths: Sequence[int], tokens: Sequence[int], histogram: Sequence[
         return None
     pieces = [list(tokens[first:end]) for first, end in zip([0, *lengths[:-1]], lengths, strict=True)]
     left = Counter({accepted: count for accepted, count in enumerate(histogram) if count})
-    steps = [Step(pieces[0], 0)]
+    steps = [VerifyStep(pieces[0], 0)]
     for piece in pieces[1:-1]:
         left[len(piece) - 1] -= 1
-        steps.append(Step(piece, len(piece) - 1))
+        steps.append(VerifyStep(piece, len(piece) - 1))
     last = list(left.elements())
     if min(left.values(), default=0) < 0 or len(last) != len(pieces[1:][-1:]):
         return None
     # The last step may have accepted more than there was room for, or than came before the end.
     if last and last[0] < len(pieces[-1]) - 1:
         return None
-    return steps + [Step(pieces[-1], accepted) for accepted in last]
+    return steps + [VerifyStep(pieces[-1], accepted) for accepted in last]
 
 
-def answer(tokenizer: Any, prompt: Sequence[int], steps: Sequence[Step]) -> dict[str, Any]:
+def answer(tokenizer: Any, prompt: Sequence[int], steps: Sequence[VerifyStep]) -> dict[str, Any]:
     """The entry of ``evaluation.json`` for an answer: the end of its prompt, and the text of each token by verify step.
 
     Args:

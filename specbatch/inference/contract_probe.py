@@ -29,7 +29,7 @@ class Unprovable(Exception):
     """The layers of a class can't be observed; the message says why."""
 
 
-class Watch:
+class LayerRecorder:
     """Records the inputs of layers in one prefill, and the states that the head was multiplied with.
 
     Args:
@@ -45,7 +45,7 @@ class Watch:
         self.problem: str | None = None
         self._handles: list[Any] = []
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> LayerRecorder:
         try:
             stack = decoder_layers(self.model, self.count)
             processor = _logits_processor(self.model)
@@ -99,7 +99,7 @@ class Proof:
         self.layers, self.name = tuple(layers), name
         self._truth: dict[int, torch.Tensor] = {}
 
-    def hooked(self, watch: Watch, output: Any, rows: slice) -> str | None:
+    def hooked(self, watch: LayerRecorder, output: Any, rows: slice) -> str | None:
         """Return why the rows of the first probe are wrong; None if they are right.
 
         Args:
@@ -141,7 +141,7 @@ class Proof:
         parts = output.hidden_states[rows].chunk(len(self.layers), dim=1)
         return dict(zip(self.layers, parts, strict=True))
 
-    def _last(self, watch: Watch, output: Any, rows: slice) -> str | None:
+    def _last(self, watch: LayerRecorder, output: Any, rows: slice) -> str | None:
         weight = getattr(watch.head, "weight", None)
         logits = output.next_token_logits
         if weight is None or not weight.is_floating_point() or weight.element_size() < 2 or logits is None:

@@ -153,13 +153,13 @@ def around_forward(original: Callable[..., Any], worker: Any, batch: Any = None,
         return original(worker, batch, *args, **kwargs)
     from sglang.srt.managers.auxiliary_output import append_auxiliary_output
 
-    from specbatch.inference.contract_probe import Watch, probe_of, without_graphs
+    from specbatch.inference.contract_probe import LayerRecorder, probe_of, without_graphs
 
     probe, problem = probe_of(batch), None
     if probe is not None and probe[0] == HOOKED:
         runner = worker.model_runner
         # On all ranks, since all have to compute in the same way.
-        watch = Watch(runner.model, runner.model_config.num_hidden_layers)
+        watch = LayerRecorder(runner.model, runner.model_config.num_hidden_layers)
         with without_graphs(runner), watch:
             result = original(worker, batch, *args, **kwargs)
         if _proof is not None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from specbatch.errors import AttemptError, EngineIncomplete, RunError, UserError
-from specbatch.inference.target_copy import MANIFEST, Ended, Source
+from specbatch.inference.target_copy import MANIFEST, CopiedTarget, Ended
 from specbatch.memory_limit import memory_limit
 from specbatch.mounts import IN_MEMORY, file_system
 from specbatch.target import locate
@@ -84,7 +84,7 @@ def stage(model: str | Path, ended: threading.Event) -> bool:
     with _guard:
         if _base is None or str(model) in _held:
             return True
-        source = Source(locate(model))
+        source = CopiedTarget(locate(model))
         while not ended.is_set():
             found = _hold(_base, source, ended)
             if found is not None:
@@ -130,7 +130,7 @@ def room(text: str, model: str | Path) -> str:
     Raises:
         UserError: it has not, or the directory can't be used.
     """
-    base, source = _expanded(text), Source(locate(model))
+    base, source = _expanded(text), CopiedTarget(locate(model))
     own = _own_folder(base)
     try:
         if source.is_whole(own / source.digest):
@@ -141,7 +141,7 @@ def room(text: str, model: str | Path) -> str:
         _leave(own)
 
 
-def _hold(base: Path, source: Source, ended: threading.Event) -> _Held | None:
+def _hold(base: Path, source: CopiedTarget, ended: threading.Event) -> _Held | None:
     """A whole copy, which is made if it is missing; None if another process makes or removes it, or ``ended`` was
     set."""
     own = _own_folder(base)
@@ -172,7 +172,7 @@ def _hold(base: Path, source: Source, ended: threading.Event) -> _Held | None:
     return None
 
 
-def _make(own: Path, source: Source, copy: Path, ended: threading.Event) -> None:
+def _make(own: Path, source: CopiedTarget, copy: Path, ended: threading.Event) -> None:
     began = time.monotonic()
     shutil.rmtree(copy.with_suffix(".part"), ignore_errors=True)
     try:
@@ -219,7 +219,7 @@ def _remove(copy: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_room(own: Path, source: Source) -> None:
+def _check_room(own: Path, source: CopiedTarget) -> None:
     """Check that a copy fits. If it doesn't, unused copies of other targets are removed. In memory they always are,
     because the processes that left them were killed.
 

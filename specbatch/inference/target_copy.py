@@ -35,7 +35,7 @@ class Ended(Exception):
 
 
 @dataclass(frozen=True)
-class Source:
+class CopiedTarget:
     """A target that is copied."""
 
     folder: Path

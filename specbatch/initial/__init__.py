@@ -51,7 +51,7 @@ _CPUS_A_GPU = 8
 
 
 @dataclass(frozen=True)
-class Nodes:
+class AvailableNodes:
     """The available nodes."""
 
     gpu: str
@@ -70,7 +70,7 @@ class Initial:
     config: Config
     draft: Suggestion
     target: TargetShape
-    nodes: Nodes
+    nodes: AvailableNodes
     engine_tokens_per_s: float
     """Speed of one engine."""
     trainer_tokens_per_s: float
@@ -79,7 +79,7 @@ class Initial:
     """Seconds for `EPOCH_TOKENS`."""
 
 
-def initial(path: str, nodes: Nodes) -> Initial:
+def initial(path: str, nodes: AvailableNodes) -> Initial:
     """Choose a configuration.
 
     Args:
@@ -127,7 +127,7 @@ def initial(path: str, nodes: Nodes) -> Initial:
     return Initial(name, config, draft, target, nodes, engine_rate, ranks * rank_rate, seconds)
 
 
-def _tensor_parallel(config: Config, target: TargetShape, nodes: Nodes) -> int:
+def _tensor_parallel(config: Config, target: TargetShape, nodes: AvailableNodes) -> int:
     """Return the fewest GPUs that can hold the target: of one node, or of several whole nodes."""
     why = ""
     several = [nodes.gpus * count for count in range(2, nodes.nodes)]
@@ -147,7 +147,7 @@ def _tensor_parallel(config: Config, target: TargetShape, nodes: Nodes) -> int:
     )
 
 
-def _rates(config: Config, target: TargetShape, nodes: Nodes) -> tuple[float, float]:
+def _rates(config: Config, target: TargetShape, nodes: AvailableNodes) -> tuple[float, float]:
     """Return tokens per second of an engine and of a rank."""
     mask = np.arange(SAMPLE_TOKENS) >= SAMPLE_TOKENS * (1 - LEARNT)
     costs = algorithm_of(config, target).costs(Masks.of([mask]))
@@ -163,7 +163,7 @@ def _rates(config: Config, target: TargetShape, nodes: Nodes) -> tuple[float, fl
     )
 
 
-def _split(nodes: Nodes, degree: int, engine_rate: float, rank_rate: float) -> tuple[int, int, int]:
+def _split(nodes: AvailableNodes, degree: int, engine_rate: float, rank_rate: float) -> tuple[int, int, int]:
     """Return the number of engine nodes, engines and ranks that takes the least time. Components share a node only if
     there is just one."""
     if nodes.nodes == 1:
@@ -196,7 +196,7 @@ def _fit_memory(config: Config, target: TargetShape, memory: int) -> None:
     )
 
 
-def _store(config: Config, target: TargetShape, nodes: Nodes) -> Store:
+def _store(config: Config, target: TargetShape, nodes: AvailableNodes) -> Store:
     training = config.training
     token = algorithm_of(config, target).contract.bytes_per_token
     step = training.packs_per_step * training.tokens_per_pack * token
@@ -209,7 +209,7 @@ def _store(config: Config, target: TargetShape, nodes: Nodes) -> Store:
     )
 
 
-def _slurm(nodes: Nodes, engine_nodes: int, degree: int) -> Slurm:
+def _slurm(nodes: AvailableNodes, engine_nodes: int, degree: int) -> Slurm:
     def component(count: int, cpus: int) -> SlurmComponent:
         return SlurmComponent(nodes=count, gpus_per_node=nodes.gpus, cpus_per_task=cpus, mem="0")
 

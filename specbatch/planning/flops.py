@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specbatch.target import Attention, TargetShape
+from specbatch.target import AttentionLayers, TargetShape
 
 FORMATS = {"BF16": "bf16", "F16": "bf16", "F32": "bf16", "F8_E4M3": "fp8", "U8": "nvfp4", "I32": "int4", "I8": "int8"}
 """Format in which matrices are multiplied, by the dtype in which they are stored."""
@@ -60,7 +60,7 @@ def active_weights(target: TargetShape) -> ActiveWeights:
     return ActiveWeights(round(sum(totals.values())), max(totals, key=lambda form: totals[form], default="bf16"))
 
 
-def engine_flops(attention: tuple[Attention, ...], weights: int, captured_S: np.ndarray) -> np.ndarray:
+def engine_flops(attention: tuple[AttentionLayers, ...], weights: int, captured_S: np.ndarray) -> np.ndarray:
     """Return the operations of a target's forward pass over the given number of tokens of each sample: float ``[S]``.
 
     Args:

@@ -25,7 +25,7 @@ from specbatch.inference.server import EngineError, RequestRefused
 from specbatch.pack_manifest import PackId
 from specbatch.regenerate.shards import finished
 from specbatch.regenerate.speaker import Question, Said, Speaker
-from specbatch.regenerate.voices import Endpoint, Engine
+from specbatch.regenerate.voices import Endpoint, OwnEngine
 from specbatch.rundir import RunDir
 from specbatch.target import read_target
 
@@ -85,7 +85,7 @@ class AnswerEngine(EngineLoop):
         self._workers = size + size // 4 + 1
         self._claimed: dict[int, PackId] = {}
         self._computed = 0
-        self._voice: Engine | Endpoint | None = None
+        self._voice: OwnEngine | Endpoint | None = None
 
     def run(self) -> None:
         """Work until the dispatcher says that this engine may leave. Raises the same as `EngineLoop.run`."""
@@ -101,10 +101,10 @@ class AnswerEngine(EngineLoop):
 
     def _serve(self) -> str | None:
         if self.config.data.regenerate.endpoint:
-            voice: Engine | Endpoint = Endpoint(self.config)
+            voice: OwnEngine | Endpoint = Endpoint(self.config)
         else:
             timeout_s = start_timeout_s(self.config, read_target(self.config.target.path))
-            voice = Engine(self.config, self.log, self.speaker.max_tokens, timeout_s)
+            voice = OwnEngine(self.config, self.log, self.speaker.max_tokens, timeout_s)
         self._voice = voice
         done = SimpleQueue[Answer | str]()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="talk")
@@ -133,7 +133,7 @@ class AnswerEngine(EngineLoop):
         if self.config.data.regenerate.endpoint:
             self._leaving.wait(PAUSE_S * self._restarts)
 
-    def _hand_over(self, voice: Engine | Endpoint, done: SimpleQueue[Answer | str]) -> str | None:
+    def _hand_over(self, voice: OwnEngine | Endpoint, done: SimpleQueue[Answer | str]) -> str | None:
         """Report answers until the engine may leave, or breaks."""
         while not self._leaving.is_set():
             found = _some_of(done)
@@ -163,7 +163,7 @@ class AnswerEngine(EngineLoop):
     def _claim(
         self,
         most: int,
-        voice: Engine | Endpoint,
+        voice: OwnEngine | Endpoint,
         pool: ThreadPoolExecutor,
         broken: threading.Event,
         done: SimpleQueue[Answer | str],
@@ -178,7 +178,7 @@ class AnswerEngine(EngineLoop):
         return answer.phase
 
     def _talk(
-        self, prompt: Prompt, voice: Engine | Endpoint, broken: threading.Event, done: SimpleQueue[Answer | str]
+        self, prompt: Prompt, voice: OwnEngine | Endpoint, broken: threading.Event, done: SimpleQueue[Answer | str]
     ) -> None:
         """Have one conversation, in a separate thread."""
         if broken.is_set():
@@ -195,7 +195,7 @@ class AnswerEngine(EngineLoop):
 class _Slotted:
     """A voice with a limited number of simultaneous questions."""
 
-    def __init__(self, voice: Engine | Endpoint, slots: threading.Semaphore) -> None:
+    def __init__(self, voice: OwnEngine | Endpoint, slots: threading.Semaphore) -> None:
         self._voice, self._slots = voice, slots
 
     def say(self, question: Question) -> Said:

@@ -28,7 +28,7 @@ from specbatch.dispatch.messages import (
     Prompts,
     Refused,
     Report,
-    Status,
+    StatusRequest,
     Stored,
 )
 from specbatch.dispatch.window import Entry, State
@@ -152,7 +152,7 @@ class PromptDispatcher:
                 self._draining = self._draining or request.why or "drained"
                 self._outbox.changed()
                 return Done()
-            case Status():
+            case StatusRequest():
                 return self.report(now)
         return Refused(f"this attempt answers prompts, so it does not handle {type(request).__name__.lower()}")
 

@@ -31,7 +31,7 @@ _NOT_THE_SERVERS = ("reasoning_parser", "tool_call_parser")
 """Settings of ``inference.sglang`` that are applied here to the tokens, and not passed to the server."""
 
 
-class Engine:
+class OwnEngine:
     """An own SGLang server; a context manager that starts and ends it.
 
     Args:
@@ -54,7 +54,7 @@ class Engine:
         given = {name: value for name, value in inference.sglang.items() if name not in _NOT_THE_SERVERS}
         self._server = SGLangServer(arguments | given, log, threads=inference.threads, start_timeout_s=start_timeout_s)
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> OwnEngine:
         self._server.start()
         return self
 
@@ -85,7 +85,7 @@ class Engine:
 
 
 class Endpoint:
-    """A server of somebody else at a URL; a context manager like `Engine`.
+    """A server of somebody else at a URL; a context manager like `OwnEngine`.
 
     Raises:
         UserError: it rejects the key, or does not say what it serves.

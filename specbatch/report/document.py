@@ -14,7 +14,7 @@ import numpy as np
 from specbatch import __version__
 from specbatch.report.history import History, read_history
 from specbatch.report.planned import planned
-from specbatch.report.reading import Run
+from specbatch.report.reading import RunRecord
 from specbatch.report.references import Reference, curve, earlier, project_references
 from specbatch.report.rules import RULES, judge
 from specbatch.report.spent import PARTS, Spent, node_hours, spent
@@ -25,7 +25,7 @@ DIGITS = 4
 Document = dict[str, Any]
 
 
-def document(runs: Sequence[Run], others: Sequence[Run] = ()) -> Document:
+def document(runs: Sequence[RunRecord], others: Sequence[RunRecord] = ()) -> Document:
     """Return the document of some runs.
 
     Args:
@@ -43,7 +43,7 @@ def document(runs: Sequence[Run], others: Sequence[Run] = ()) -> Document:
     }
 
 
-def _run(run: Run, most: int, own: list[Reference], *, alone: bool) -> Document:
+def _run(run: RunRecord, most: int, own: list[Reference], *, alone: bool) -> Document:
     """One run. Events and reference curves are included only if it is shown alone."""
     history = read_history(run)
     cut = buckets(len(run.metrics), most)
@@ -77,7 +77,7 @@ def _run(run: Run, most: int, own: list[Reference], *, alone: bool) -> Document:
     }
 
 
-def _reference_curves(run: Run, references: Sequence[Reference]) -> list[Document]:
+def _reference_curves(run: RunRecord, references: Sequence[Reference]) -> list[Document]:
     """The run's accuracy over tokens, followed by that of references."""
     tokens_N, accuracy_N = curve(run)
     mine = {"name": run.name, "kind": "this", "x": _list(tokens_N, 6), "y": _list(accuracy_N)}
@@ -93,7 +93,7 @@ def _reference_curves(run: Run, references: Sequence[Reference]) -> list[Documen
     ]
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
     """Name and value of what a run was made from, for people."""
     made, train = run.provenance, run.corpus.get("train") or {}
     target = str(made.get("target") or run.setting("target.path", ""))
@@ -121,7 +121,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _measured(run: Run) -> Document | None:
+def _measured(run: RunRecord) -> Document | None:
     """The content of ``evaluation.json``; None before the measurement."""
     found = run.evaluation
     if found is None:
@@ -136,7 +136,7 @@ def _measured(run: Run) -> Document | None:
     return measured | {"speed_up": speculative / plain if plain and speculative else None}
 
 
-def _curves(run: Run, history: History, cut: Buckets) -> Document:
+def _curves(run: RunRecord, history: History, cut: Buckets) -> Document:
     """Curves over buckets of steps: means, and least and greatest where a bucket has several steps."""
     metrics = run.metrics
     seconds = metrics.scalars["seconds"]
@@ -180,7 +180,7 @@ def _engines_idle(history: History, cut: Buckets) -> np.ndarray:
     return idle_N
 
 
-def _evaluations(run: Run) -> Document:
+def _evaluations(run: RunRecord) -> Document:
     metrics = run.metrics
     found = metrics.evaluations
     tokens_S = np.cumsum(metrics.tokens_S)
@@ -217,7 +217,7 @@ def _attempt(found: Spent, history: History) -> Document:
     }
 
 
-def _plan(run: Run, times: Sequence[Spent]) -> Document:
+def _plan(run: RunRecord, times: Sequence[Spent]) -> Document:
     """Planned figures next to measured ones."""
     metrics, found = run.metrics, planned(run)
     trained_s = sum(sum(each.parts[name] for name in ("training", "waiting", "evaluation")) for each in times)
@@ -238,7 +238,7 @@ def _plan(run: Run, times: Sequence[Spent]) -> Document:
     return {"measured": measured, "planned": {name: _short(value, 6) for name, value in asdict(found).items()}}
 
 
-def _differences(runs: Sequence[Run]) -> list[list[str]]:
+def _differences(runs: Sequence[RunRecord]) -> list[list[str]]:
     """Settings that are not the same in all runs: the name, and the value in each."""
     flat = [_flat(run.config) for run in runs]
     names = list(dict.fromkeys(name for each in flat for name in each))

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from specbatch.metrics_lines import whole_lines
-from specbatch.report.reading import Run
+from specbatch.report.reading import RunRecord
 from specbatch.timestamps import seconds_of
 
 FAULTS = {
@@ -92,7 +92,7 @@ class History:
             return np.where(spans > 0, np.clip(1 - np.diff(working) / spans, 0, 1), np.nan)
 
 
-def read_history(run: Run) -> History:
+def read_history(run: RunRecord) -> History:
     """Read the events of all attempts of a run."""
     count = len(run.metrics)
     found = History(np.full(count, np.nan), np.zeros(count, dtype=np.int64), np.full(count, np.nan))
@@ -117,7 +117,7 @@ class _Reader:
     """Reads the events of one attempt into a history."""
 
     def __init__(
-        self, run: Run, attempt: int, found: History, where: dict[int, int], marks: Counter[Any], step: int
+        self, run: RunRecord, attempt: int, found: History, where: dict[int, int], marks: Counter[Any], step: int
     ) -> None:
         self._run, self._attempt, self._found, self._where = run, attempt, found, where
         self._marks, self._step = marks, step

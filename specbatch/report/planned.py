@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specbatch.errors import RunError, UserError
-from specbatch.report.reading import Run
+from specbatch.report.reading import RunRecord
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Planned:
     """Source of the trainers' rate."""
 
 
-def planned(run: Run) -> Planned | str:
+def planned(run: RunRecord) -> Planned | str:
     """Plan a run by its own configuration and prepared data, with assumed speeds of GPUs.
 
     Nothing is prepared: if the data or the target no longer exist, a sentence that says so is returned.

@@ -8,7 +8,7 @@ from pathlib import Path
 from specbatch.errors import UserError
 from specbatch.known_runs import known_runs
 from specbatch.report.document import Document, document
-from specbatch.report.reading import Run, read_run
+from specbatch.report.reading import RunRecord, read_run
 
 MOST_OTHERS = 8
 """Most earlier runs that are read as references, the newest ones."""
@@ -23,7 +23,7 @@ def read_report(paths: Sequence[Path]) -> Document:
     return document([read_run(path) for path in paths], _others({path.absolute() for path in paths}))
 
 
-def _others(shown: set[Path]) -> list[Run]:
+def _others(shown: set[Path]) -> list[RunRecord]:
     found = []
     for run_dir in known_runs():
         if run_dir.root not in shown and run_dir.metrics.is_file():

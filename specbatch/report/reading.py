@@ -49,7 +49,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptRecord:
     """The beginning and the end of an attempt; times in seconds since 1970."""
 
     number: int
@@ -65,14 +65,14 @@ class Attempt:
 
 
 @dataclass
-class Run:
+class RunRecord:
     """A run directory."""
 
     path: Path
     name: str
     config: dict[str, Any]
     metrics: Metrics
-    attempts: list[Attempt]
+    attempts: list[AttemptRecord]
     status: Status
     provenance: dict[str, Any]
     corpus: dict[str, Any]
@@ -95,7 +95,7 @@ class Run:
         return found.get(key, default) if isinstance(found, dict) else default
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunRecord:
     """Read a run directory.
 
     Raises:
@@ -106,7 +106,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path}: is not a run directory: it has no config.yaml; start a run with `specbatch run`")
     config = _config(run_dir.config)
     status = read_status(run_dir.status) or Status()
-    return Run(
+    return RunRecord(
         path=run_dir.root,
         name=str((config.get("run") or {}).get("name") or run_dir.root.name),
         config=config,
@@ -170,10 +170,10 @@ def _document(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _attempt(run_dir: RunDir, number: int, newest: Status) -> Attempt:
+def _attempt(run_dir: RunDir, number: int, newest: Status) -> AttemptRecord:
     began = _document(run_dir.began(number))
     status = read_status(run_dir.last_status(number)) or (newest if newest.attempt == number else Status())
-    return Attempt(
+    return AttemptRecord(
         number=number,
         began=began.get("began") or (seconds_of(status.began) if status.began else None),
         ended=seconds_of(status.updated) if status.updated else None,

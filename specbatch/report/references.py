@@ -10,7 +10,7 @@ from importlib import resources
 
 import numpy as np
 
-from specbatch.report.reading import Run
+from specbatch.report.reading import RunRecord
 from specbatch.report.thin import buckets
 
 POINTS = 40
@@ -51,7 +51,7 @@ def project_references() -> list[Reference]:
     ]
 
 
-def earlier(run: Run, others: Sequence[Run]) -> list[Reference]:
+def earlier(run: RunRecord, others: Sequence[RunRecord]) -> list[Reference]:
     """The curves of other runs with the same target, the run itself left out."""
     return [
         Reference(other.name, str(other.path), *curve(other), own=True)
@@ -60,7 +60,7 @@ def earlier(run: Run, others: Sequence[Run]) -> list[Reference]:
     ]
 
 
-def same_target(run: Run, other: Run) -> bool:
+def same_target(run: RunRecord, other: RunRecord) -> bool:
     """Return whether two runs have the same target: by its fingerprint if both have it, else by its path."""
     mine, theirs = (each.provenance.get("target_fingerprint") for each in (run, other))
     if mine and theirs:
@@ -68,7 +68,7 @@ def same_target(run: Run, other: Run) -> bool:
     return bool(run.setting("target.path") == other.setting("target.path"))
 
 
-def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def curve(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     """Tokens trained and mean accuracy of the first term, float ``[N]`` each, without unknown values."""
     metrics = run.metrics
     if not metrics.terms:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from specbatch.report.reading import Run
+from specbatch.report.reading import RunRecord
 from specbatch.report.references import Reference, curve
 from specbatch.report.thin import buckets
 
@@ -24,7 +24,7 @@ class NotKnown(Exception):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Concern:
     """Something that is off."""
 
     rule: str
@@ -36,7 +36,7 @@ class Finding:
     """Whether continuing like this is probably a waste."""
 
 
-Rule = Callable[[Run, Sequence[Reference]], Finding | None]
+Rule = Callable[[RunRecord, Sequence[Reference]], Concern | None]
 
 LOW_ACCURACY = 0.7
 """Share of the lowest reference at equal tokens below which an accuracy is off."""
@@ -60,13 +60,13 @@ STANDARD_ERRORS = 3.0
 PAST_BEST = 0.02
 
 
-def judge(run: Run, references: Sequence[Reference]) -> tuple[list[Finding], list[str]]:
+def judge(run: RunRecord, references: Sequence[Reference]) -> tuple[list[Concern], list[str]]:
     """Apply all rules.
 
     Returns:
         findings, the serious ones first; and for each rule that could not be judged, its name and why.
     """
-    found: list[Finding] = []
+    found: list[Concern] = []
     unknown: list[str] = []
     for name, rule in RULES.items():
         try:
@@ -78,7 +78,7 @@ def judge(run: Run, references: Sequence[Reference]) -> tuple[list[Finding], lis
     return sorted(found, key=lambda finding: not finding.serious), unknown
 
 
-def low_accuracy(run: Run, references: Sequence[Reference]) -> Finding | None:
+def low_accuracy(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """The draft learns much less than others did from as many tokens: a wrong chat template is the usual cause."""
     tokens_N, accuracy_N = curve(run)
     steps = max(EARLY_STEPS, EARLY_WARMUPS * int(run.setting("training.warmup_steps", 50)))
@@ -93,7 +93,7 @@ def low_accuracy(run: Run, references: Sequence[Reference]) -> Finding | None:
         return None
     whose = "your runs with this target" if near[0].own else "the project's reference runs"
     span = f"{reached[0]:.2f}" if reached[-1] - reached[0] < 0.01 else f"{reached[0]:.2f} to {reached[-1]:.2f}"
-    return Finding(
+    return Concern(
         "accuracy",
         f"Accuracy of {run.metrics.terms[0]} is {accuracy:.2f} after {int(run.metrics.step_S[-1]):,} steps and "
         f"{_count(tokens)} tokens; {whose} had {span} with as many or fewer.",
@@ -102,7 +102,7 @@ def low_accuracy(run: Run, references: Sequence[Reference]) -> Finding | None:
     )
 
 
-def loss_on_wrong_tokens(run: Run, references: Sequence[Reference]) -> Finding | None:
+def loss_on_wrong_tokens(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """Nearly all tokens, or hardly any, enter the loss: it is on other turns than the answers."""
     tokens, learnt = int(run.metrics.tokens_S.sum()), int(run.metrics.loss_tokens_S.sum())
     if not tokens:
@@ -112,14 +112,14 @@ def loss_on_wrong_tokens(run: Run, references: Sequence[Reference]) -> Finding |
         change = (
             "Does the chat template mark the answers? " if setting == "assistant" else "Set data.loss_on: assistant. "
         )
-        return Finding(
+        return Concern(
             "loss tokens",
             f"{share:.0%} of all tokens enter the loss (data.loss_on: {setting}): the draft learns to propose "
             "questions and markers, too, which the target never has to write.",
             f"{change}See with `specbatch data --config` which tokens are coloured.",
         )
     if share < LEAST_LOSS_TOKENS:
-        return Finding(
+        return Concern(
             "loss tokens",
             f"Only {share:.1%} of all tokens enter the loss (data.loss_on: {setting}): nearly all that the engines "
             "compute is history.",
@@ -129,12 +129,12 @@ def loss_on_wrong_tokens(run: Run, references: Sequence[Reference]) -> Finding |
     return None
 
 
-def other_answers(run: Run, references: Sequence[Reference]) -> Finding | None:
+def other_answers(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """Acceptance in real decoding is above the held-out accuracy: the answers are not the target's own."""
     held_out, (rate, noise) = _held_out_accuracy(run), _first_rate(run)
     if rate - held_out <= max(FAR, noise):
         return None
-    return Finding(
+    return Concern(
         "answers",
         f"The target accepts {rate:.0%} of first drafts on its own answers, but only {held_out:.0%} are right on the "
         "held-out conversations: their answers were written by another model, or by people.",
@@ -142,7 +142,7 @@ def other_answers(run: Run, references: Sequence[Reference]) -> Finding | None:
     )
 
 
-def not_as_trained(run: Run, references: Sequence[Reference]) -> Finding | None:
+def not_as_trained(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """Real decoding accepts far less than training promises: the draft is served otherwise than it was trained."""
     rate, noise = _first_rate(run)
     if run.metrics.evaluations:
@@ -154,7 +154,7 @@ def not_as_trained(run: Run, references: Sequence[Reference]) -> Finding | None:
         promised, whose = float(accuracy_N[-1]), "the training data"
     if rate >= FEW_ACCEPTED * promised or promised - rate <= noise:
         return None
-    return Finding(
+    return Concern(
         "decoding",
         f"The target accepts {rate:.0%} of first drafts in real decoding, but {promised:.0%} are right on {whose}.",
         "Is the chat template of the training data the one that is served? Is the loss on the answers, and are they "
@@ -162,7 +162,7 @@ def not_as_trained(run: Run, references: Sequence[Reference]) -> Finding | None:
     )
 
 
-def rising_loss(run: Run, references: Sequence[Reference]) -> Finding | None:
+def rising_loss(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """The loss rises, gradients grow or steps are skipped: the learning rate is too high."""
     metrics = run.metrics
     if len(metrics) < 40:
@@ -170,7 +170,7 @@ def rising_loss(run: Run, references: Sequence[Reference]) -> Finding | None:
     rate = run.setting("training.learning_rate", "not told")
     lower = f"Lower training.learning_rate, which is {rate}, by a factor of 3, or warm up for longer."
     if len(metrics.skipped) > max(1.0, SKIPPED_SHARE * len(metrics)):
-        return Finding(
+        return Concern(
             "learning rate",
             f"{len(metrics.skipped)} of {len(metrics):,} steps were skipped: their loss or gradient was not finite.",
             lower,
@@ -179,7 +179,7 @@ def rising_loss(run: Run, references: Sequence[Reference]) -> Finding | None:
     smooth = smooth[np.isfinite(smooth)]
     if len(smooth) >= 4 and smooth[-3:].min() > RISE * smooth.min() > 0:
         at = int(np.argmin(smooth) + 1) / len(smooth)
-        return Finding(
+        return Concern(
             "learning rate",
             f"The training loss rises: it was {smooth.min():.2f} after {at:.0%} of the steps and is {smooth[-1]:.2f}.",
             lower,
@@ -189,7 +189,7 @@ def rising_loss(run: Run, references: Sequence[Reference]) -> Finding | None:
     middles = [float(np.median(part)) if len(part) else math.nan for part in norms]
     limit, least = float(run.setting("training.max_grad_norm", 0.5)), min(middles[1:])
     if middles[-1] > max(limit, GROWTH * least):
-        return Finding(
+        return Concern(
             "learning rate",
             f"Gradients grow: their norm was {least:.2g} and is {middles[-1]:.2g}; steps scale them down to {limit:g}.",
             lower,
@@ -197,7 +197,7 @@ def rising_loss(run: Run, references: Sequence[Reference]) -> Finding | None:
     return None
 
 
-def small_vocabulary(run: Run, references: Sequence[Reference]) -> Finding | None:
+def small_vocabulary(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """The draft's vocabulary lacks many of the tokens that the target writes."""
     size = run.setting("draft.vocab_size", 32000)
     if size is None:
@@ -211,14 +211,14 @@ def small_vocabulary(run: Run, references: Sequence[Reference]) -> Finding | Non
     if covered >= COVERED_SHARE:
         return None
     enough = min(len(counts), -(-(int(np.argmax(covered_V >= ENOUGH_COVERED)) + 1) // 1024) * 1024)
-    return Finding(
+    return Concern(
         "vocabulary",
         f"draft.vocab_size {int(size):,} covers {covered:.1%} of the loss tokens: the draft can't propose the others.",
         f"{enough:,} would cover {ENOUGH_COVERED:.0%}.",
     )
 
 
-def starved(run: Run, references: Sequence[Reference]) -> Finding | None:
+def starved(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """Trainers wait for packs."""
     metrics = run.metrics
     half = slice(len(metrics) // 2, None)
@@ -230,7 +230,7 @@ def starved(run: Run, references: Sequence[Reference]) -> Finding | None:
         return None
     engines = int(run.setting("inference.engines", 1))
     enough = math.ceil(engines / max(0.05, 1 - share))
-    return Finding(
+    return Concern(
         "balance",
         f"Trainers waited for packs {share:.0%} of the time: {engines} "
         f"{'engine is' if engines == 1 else 'engines are'} too few.",
@@ -240,7 +240,7 @@ def starved(run: Run, references: Sequence[Reference]) -> Finding | None:
     )
 
 
-def worse_than_start(run: Run, references: Sequence[Reference]) -> Finding | None:
+def worse_than_start(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """The draft is worse on held-out conversations than at its first evaluation, or than it has been."""
     found = list(run.metrics.evaluations.items())
     if len(found) < 2:
@@ -250,7 +250,7 @@ def worse_than_start(run: Run, references: Sequence[Reference]) -> Finding | Non
     if _merit(last) < _merit(first) and last["loss"] > first["loss"]:
         start = run.setting("draft.init_from")
         whose = f"than near its start, from {start}" if start else "than at its first evaluation"
-        return Finding(
+        return Concern(
             "held-out",
             f"The draft is worse now {whose}: {_words(first)} after step {first_step:,}, {_words(last)} after step "
             f"{last_step:,}.",
@@ -258,7 +258,7 @@ def worse_than_start(run: Run, references: Sequence[Reference]) -> Finding | Non
             f"`specbatch export {run.path} --best`.",
         )
     if _merit(last) < _merit(best) and last["loss"] > (1 + PAST_BEST) * best["loss"]:
-        return Finding(
+        return Concern(
             "held-out",
             f"The draft is past its best: {_words(best)} after step {best_step:,}, {_words(last)} after step "
             f"{last_step:,}.",
@@ -268,14 +268,14 @@ def worse_than_start(run: Run, references: Sequence[Reference]) -> Finding | Non
     return None
 
 
-def lost_work(run: Run, references: Sequence[Reference]) -> Finding | None:
+def lost_work(run: RunRecord, references: Sequence[Reference]) -> Concern | None:
     """Packs trained as zero."""
     if not len(run.metrics):
         raise NotKnown("no step is trained")
     void = int(run.metrics.void_S.sum())
     if not void:
         return None
-    return Finding(
+    return Concern(
         "packs",
         f"{void} packs could not be computed and trained as zero.",
         f"`specbatch status {run.path}` names them and why.",
@@ -297,7 +297,7 @@ RULES: dict[str, Rule] = {
 """All rules, by what they check."""
 
 
-def _held_out_accuracy(run: Run) -> float:
+def _held_out_accuracy(run: RunRecord) -> float:
     if not run.metrics.evaluations:
         raise NotKnown("no evaluation on held-out data (training.evaluate_interval_steps)")
     accuracy = next(reversed(run.metrics.evaluations.values()))["accuracy"]
@@ -306,7 +306,7 @@ def _held_out_accuracy(run: Run) -> float:
     return float(accuracy[0])
 
 
-def _first_rate(run: Run) -> tuple[float, float]:
+def _first_rate(run: RunRecord) -> tuple[float, float]:
     """Share of the first drafts that were accepted, and how far chance may have moved it."""
     rate = (run.evaluation or {}).get("acceptance_rate")
     if not rate:
@@ -315,7 +315,7 @@ def _first_rate(run: Run) -> tuple[float, float]:
     return float(rate[0]), STANDARD_ERRORS * math.sqrt(0.25 / steps)
 
 
-def _token_counts(run: Run) -> np.ndarray:
+def _token_counts(run: RunRecord) -> np.ndarray:
     """Number of times that each token is a loss token, ``[V]``."""
     path = (run.corpus.get("train") or {}).get("path")
     if not path or not (counts := Path(path) / "loss_token_counts.npy").is_file():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from specbatch.report.history import History
-from specbatch.report.reading import Attempt, Run
+from specbatch.report.reading import AttemptRecord, RunRecord
 
 PARTS = {
     "queue": "in Slurm's queue",
@@ -27,7 +27,7 @@ PARTS = {
 class Spent:
     """The time of one attempt, in seconds."""
 
-    attempt: Attempt
+    attempt: AttemptRecord
     parts: dict[str, float]
     """Seconds of each part, by `PARTS`."""
     steps: int
@@ -39,7 +39,7 @@ class Spent:
         return sum(self.parts.values()) - self.parts["queue"]
 
 
-def spent(run: Run, history: History) -> list[Spent]:
+def spent(run: RunRecord, history: History) -> list[Spent]:
     """The time of each attempt. An attempt that left no events has only a start, or nothing."""
     return [_of_attempt(run, history, attempt) for attempt in run.attempts]
 
@@ -54,7 +54,7 @@ def node_hours(found: list[Spent]) -> dict[str, float]:
     return hours
 
 
-def _of_attempt(run: Run, history: History, attempt: Attempt) -> Spent:
+def _of_attempt(run: RunRecord, history: History, attempt: AttemptRecord) -> Spent:
     parts = dict.fromkeys(PARTS, 0.0)
     submitted = run.submitted.get(attempt.job)
     if submitted is not None and attempt.began is not None and attempt.restart == 0:

@@ -18,7 +18,7 @@ from specbatch.run.attempts import Attempt, read_attempt
 from specbatch.rundir import RunDir, write_json
 from specbatch.slurm.commands import scancel
 from specbatch.slurm.jobs import Job, read_jobs
-from specbatch.slurm.query import Answer, query_jobs
+from specbatch.slurm.query import SlurmJobs, query_jobs
 from specbatch.slurm.states import Condition
 from specbatch.status_file import is_complete
 from specbatch.timestamps import timestamp
@@ -73,7 +73,7 @@ def _cancel_jobs(run_dir: RunDir, jobs: list[Job], at_once: bool) -> str:
     return "; ".join(said) or "it has no running or queued jobs"
 
 
-def _runs(answer: Answer, job: Job) -> bool:
+def _runs(answer: SlurmJobs, job: Job) -> bool:
     state = answer.state(job.id, job.size)
     return state is not None and state.condition is Condition.RUNNING
 

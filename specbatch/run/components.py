@@ -25,7 +25,7 @@ from specbatch.run.exit_records import ExitRecord, read_exit_record, write_exit_
 from specbatch.run.heartbeat import heartbeat
 from specbatch.run.signals import on_signal
 from specbatch.rundir import RunDir
-from specbatch.training.process.node import ALONE, Place
+from specbatch.training.process.node import ALONE, TrainingNode
 
 if TYPE_CHECKING:
     from specbatch.inference.nodes import FurtherNodes
@@ -103,7 +103,7 @@ def inference(root: Path, attempt: int, task: int, starts: int = 0, part: Engine
     _run("inference", root, attempt, task, starts, work)
 
 
-def training(root: Path, attempt: int, starts: int = 0, place: Place = ALONE) -> None:
+def training(root: Path, attempt: int, starts: int = 0, place: TrainingNode = ALONE) -> None:
     """Run the trainer ranks of this node; the first node also exports the draft."""
 
     def work(run_dir: RunDir) -> None:

@@ -11,7 +11,7 @@ from specbatch.run.attempts import Attempt, last_status, read_attempt
 from specbatch.run.exit_records import read_exit_record
 from specbatch.rundir import RunDir
 from specbatch.slurm.jobs import Job, read_jobs
-from specbatch.slurm.query import Answer
+from specbatch.slurm.query import SlurmJobs
 from specbatch.slurm.states import Condition, JobRow, JobState
 from specbatch.status_file import Status, read_status
 from specbatch.timestamps import seconds_of
@@ -96,7 +96,7 @@ def read_files(run_dir: RunDir) -> RunFiles:
     )
 
 
-def run_status(files: RunFiles, answer: Answer, now: float) -> RunStatus:
+def run_status(files: RunFiles, answer: SlurmJobs, now: float) -> RunStatus:
     """Return the state of a run.
 
     Args:
@@ -135,7 +135,7 @@ def run_status(files: RunFiles, answer: Answer, now: float) -> RunStatus:
     )
 
 
-def measurement(files: RunFiles, answer: Answer, now: float) -> tuple[str, str]:
+def measurement(files: RunFiles, answer: SlurmJobs, now: float) -> tuple[str, str]:
     """State of the newest job that measures a draft, as that of a run, and the reason; empty if there is none."""
     jobs = [job for job in files.jobs if job.kind == "evaluation"]
     if not jobs:
@@ -153,7 +153,7 @@ def measurement(files: RunFiles, answer: Answer, now: float) -> tuple[str, str]:
     return ("running" if state.condition is Condition.RUNNING else "pending"), state.why
 
 
-def _job(files: RunFiles, answer: Answer) -> tuple[Job | None, JobState | None]:
+def _job(files: RunFiles, answer: SlurmJobs) -> tuple[Job | None, JobState | None]:
     """Return the relevant job: the first that has not ended, since successors wait for it; else the last."""
     jobs = [job for job in files.jobs if job.kind == "run"]
     states = [(job, answer.state(job.id, job.size)) for job in jobs]
@@ -163,7 +163,7 @@ def _job(files: RunFiles, answer: Answer) -> tuple[Job | None, JobState | None]:
     return states[-1] if states else (None, None)
 
 
-def _state(files: RunFiles, answer: Answer, job: Job | None, slurm: JobState | None, now: float) -> tuple[str, str]:
+def _state(files: RunFiles, answer: SlurmJobs, job: Job | None, slurm: JobState | None, now: float) -> tuple[str, str]:
     """Return the state, and the reason for it."""
     current = files.current
     if files.status is not None and files.status.state == "completed":
@@ -196,7 +196,7 @@ def _state(files: RunFiles, answer: Answer, job: Job | None, slurm: JobState | N
     return _ended(files, job, slurm)
 
 
-def _goes_on(files: RunFiles, answer: Answer, job: Job) -> int:
+def _goes_on(files: RunFiles, answer: SlurmJobs, job: Job) -> int:
     """Return the id of the job that waits for the end of another one to continue the run; 0 if there is none, or it
     will be cancelled."""
     number = files.attempts[-1] if files.attempts else 0
@@ -283,7 +283,7 @@ def _used(files: RunFiles, slurm: JobState | None, now: float) -> tuple[float | 
     return (now - files.attempt.began if files.attempt else None), None
 
 
-def _node_hours(files: RunFiles, answer: Answer, now: float) -> float | None:
+def _node_hours(files: RunFiles, answer: SlurmJobs, now: float) -> float | None:
     """Return node-hours from Slurm's accounting if there is any, else from records of each attempt; None if unknown.
 
     Added engines are included if Slurm knows them.

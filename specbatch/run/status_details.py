@@ -12,7 +12,7 @@ from specbatch.run.exit_records import ExitRecord, failed_exit_records
 from specbatch.run.run_status import RunFiles, RunStatus
 from specbatch.rundir import JOB_LOG, RunDir
 from specbatch.slurm.jobs import Job
-from specbatch.slurm.query import Answer
+from specbatch.slurm.query import SlurmJobs
 from specbatch.slurm.states import WAITING, JobRow, end_of
 from specbatch.status_file import Status
 from specbatch.timestamps import seconds_of
@@ -72,7 +72,7 @@ class Failure:
     """The last lines of its log."""
 
 
-def components(files: RunFiles, answer: Answer) -> list[ComponentStatus]:
+def components(files: RunFiles, answer: SlurmJobs) -> list[ComponentStatus]:
     """Return the run's components in Slurm: those of queued or running jobs, and added engines."""
     alone = _head_alone(files.run_dir)
     return [
@@ -82,7 +82,7 @@ def components(files: RunFiles, answer: Answer) -> list[ComponentStatus]:
     ]
 
 
-def attempts(files: RunFiles, answer: Answer, state: RunStatus) -> list[PastAttempt]:
+def attempts(files: RunFiles, answer: SlurmJobs, state: RunStatus) -> list[PastAttempt]:
     """Return all attempts so far, in order."""
     going = state.state in ("starting", "running", "stopping")
     return [_past(files, answer, number, going and number == files.attempts[-1]) for number in files.attempts]
@@ -130,7 +130,7 @@ def _component(row: JobRow, job: Job, alone: bool) -> str:
     return part
 
 
-def _past(files: RunFiles, answer: Answer, number: int, going: bool) -> PastAttempt:
+def _past(files: RunFiles, answer: SlurmJobs, number: int, going: bool) -> PastAttempt:
     attempt, last = read_attempt(files.run_dir, number), last_status(files.run_dir, number)
     row = _row(answer, attempt.job, attempt.restart) if attempt and attempt.job else None
     state, why = _end(last, row, going)
@@ -156,7 +156,7 @@ def _end(last: Status | None, row: JobRow | None, going: bool) -> tuple[str, str
     return "killed", end_of(row) if row is not None and row.over else ""
 
 
-def _row(answer: Answer, job: int, restart: int) -> JobRow | None:
+def _row(answer: SlurmJobs, job: int, restart: int) -> JobRow | None:
     """Return Slurm's row of an attempt's first component; the accounting has a row for each start."""
     leaders = [row for row in answer.past.get(job, []) if row.index == 0]
     starts = sorted(leaders, key=lambda row: row.submitted or 0.0)

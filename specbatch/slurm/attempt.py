@@ -29,7 +29,7 @@ from specbatch.rundir import JOB_LOG, RunDir, write_json
 from specbatch.slurm import commands
 from specbatch.slurm.executor import unpack
 from specbatch.slurm.jobs import Job, read_jobs, record_job
-from specbatch.slurm.query import Answer, query_job, query_jobs
+from specbatch.slurm.query import SlurmJobs, query_job, query_jobs
 from specbatch.slurm.script import CANNOT_START, SCRIPT, component_count, job_name, parts_of, requests
 from specbatch.slurm.states import ENDING, newest
 from specbatch.status_file import Status, is_complete, read_status, write_status
@@ -213,7 +213,7 @@ def _nothing_to_do(run_dir: RunDir, job: int) -> str:
     return ""
 
 
-def cancelled_now(job: int, answer: Answer) -> bool:
+def cancelled_now(job: int, answer: SlurmJobs) -> bool:
     """Return whether a job that is ending was cancelled.
 
     Until all of it has ended, only the accounting knows. Without accounting, a job that Slurm ends before its time

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from specbatch.config import Config
 from specbatch.errors import UserError
 from specbatch.slurm.check_request import lent_bytes, limit_s, memory_bytes, setting_text
-from specbatch.slurm.cluster import Cluster, Nodes, Partition
+from specbatch.slurm.cluster import Cluster, NodeGroup, Partition
 from specbatch.slurm.durations import slurm_time
 from specbatch.slurm.script import JobPart, main_part, parts_of
 
@@ -132,7 +132,7 @@ def _check_nodes(config: Config, part: JobPart, partition: Partition) -> None:
     if not partition.nodes:
         return
     settings, key = part.settings, f"slurm.{part.name}"
-    nodes: list[Nodes] = list(partition.nodes)
+    nodes: list[NodeGroup] = list(partition.nodes)
     constraint = settings.constraint
     if re.fullmatch(r"[\w.-]+", constraint):
         features = sorted(set().union(*(kind.features for kind in nodes)))
@@ -166,8 +166,14 @@ def _check_nodes(config: Config, part: JobPart, partition: Partition) -> None:
 
 
 def _with(
-    count: int, nodes: list[Nodes], wanted: int, has: Callable[[Nodes], int], key: str, what: str, partition: Partition
-) -> list[Nodes]:
+    count: int,
+    nodes: list[NodeGroup],
+    wanted: int,
+    has: Callable[[NodeGroup], int],
+    key: str,
+    what: str,
+    partition: Partition,
+) -> list[NodeGroup]:
     """Return the nodes that have enough of something.
 
     Raises:

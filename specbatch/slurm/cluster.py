@@ -17,7 +17,7 @@ SINFO_FORMAT = "%R|%D|%c|%m|%G|%f|%T"
 
 
 @dataclass(frozen=True)
-class Nodes:
+class NodeGroup:
     """Equal nodes of a partition."""
 
     count: int
@@ -48,7 +48,7 @@ class Partition:
     """Jobs of partitions in higher tiers start first, and preempt others."""
     accounts: frozenset[str] | None = None
     """Accounts that may use it; None for all."""
-    nodes: tuple[Nodes, ...] = ()
+    nodes: tuple[NodeGroup, ...] = ()
 
     @property
     def node_count(self) -> int:
@@ -119,15 +119,15 @@ def parse_partitions(text: str) -> dict[str, Partition]:
     return found
 
 
-def parse_sinfo(text: str) -> dict[str, list[Nodes]]:
+def parse_sinfo(text: str) -> dict[str, list[NodeGroup]]:
     """Parse rows of `SINFO_FORMAT` into the nodes of each partition, without nodes that are permanently gone."""
-    found: dict[str, list[Nodes]] = {}
+    found: dict[str, list[NodeGroup]] = {}
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) != SINFO_FORMAT.count("|") + 1 or fields[6].startswith(("future", "unknown")):
             continue
         name, count, cpus, memory, gres, features, _ = fields
-        nodes = Nodes(
+        nodes = NodeGroup(
             count=int(count),
             cpus=_number(cpus) or 0,
             memory_bytes=(_number(memory) or 0) << 20,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from specbatch.config import Config
 from specbatch.config.engine_nodes import gpus_of_engine
-from specbatch.slurm.cluster import Cluster, Nodes
+from specbatch.slurm.cluster import Cluster, NodeGroup
 
 SHARED = ("inference", "training")
 
@@ -54,7 +54,7 @@ def _share(config: Config, name: str, gpus: int, cluster: Cluster | None) -> tup
     return max(1, kind.cpus * gpus // whole), f"an even share of a node's {kind.cpus} CPUs among its {whole} GPUs"
 
 
-def _gpus(kind: Nodes, asked: int) -> int:
+def _gpus(kind: NodeGroup, asked: int) -> int:
     """Return the GPUs of a node; 0 if it has too few. If Slurm knows none, a whole node is assumed to have the
     request."""
     there = kind.gpu_count or asked

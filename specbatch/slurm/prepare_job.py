@@ -17,7 +17,7 @@ from specbatch.run.prepare import prepare
 from specbatch.rundir import JOB_LOG, RunDir, write_whole
 from specbatch.slurm import commands
 from specbatch.slurm.check_request import limit_s, memory_bytes
-from specbatch.slurm.cluster import Cluster, Nodes
+from specbatch.slurm.cluster import Cluster, NodeGroup
 from specbatch.slurm.durations import slurm_time
 from specbatch.slurm.jobs import record_job
 from specbatch.slurm.script import JobPart, common_directives, directive, job_name, preamble, python_of, step_lines
@@ -110,7 +110,7 @@ def main(root: Path) -> int:
     return 0
 
 
-def _node(config: Config, cluster: Cluster) -> Nodes | None:
+def _node(config: Config, cluster: Cluster) -> NodeGroup | None:
     """Return the smallest kind of node that the job may get; None if only the site knows."""
     name = config.slurm.head.partition or config.slurm.partition
     partition = cluster.partitions.get(name) if name else cluster.default_partition

@@ -27,7 +27,7 @@ DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class SlurmJobs:
     """Slurm's answer."""
 
     queue: dict[int, list[JobRow]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Answer:
         return self.queue.get(job) or self.past.get(job, [])
 
 
-def query_jobs(jobs: Iterable[int], users: Iterable[int], deadline_s: float = DEADLINE_S) -> Answer:
+def query_jobs(jobs: Iterable[int], users: Iterable[int], deadline_s: float = DEADLINE_S) -> SlurmJobs:
     """Ask about jobs.
 
     Args:
@@ -58,7 +58,7 @@ def query_jobs(jobs: Iterable[int], users: Iterable[int], deadline_s: float = DE
     """
     ids = ",".join(map(str, sorted({*jobs})))
     if not ids:
-        return Answer()
+        return SlurmJobs()
     # By user, because squeue answers a list of jobs by reading all jobs of the cluster, and refuses forgotten ones.
     squeue = [
         "squeue", "--noheader", "--all", "--array", "--states=all", f"--user={','.join(map(str, sorted({*users})))}",
@@ -71,7 +71,7 @@ def query_jobs(jobs: Iterable[int], users: Iterable[int], deadline_s: float = DE
         now, problem = queue.result()
         # Many clusters have no accounting, so an empty answer of sacct is not an error.
         before, _ = past.result()
-    return Answer(_by_job(now), _by_job(before), problem)
+    return SlurmJobs(_by_job(now), _by_job(before), problem)
 
 
 def query_job(job: int, deadline_s: float = DEADLINE_S) -> list[JobRow]:

@@ -14,7 +14,7 @@ from specbatch.rundir import RunDir, write_whole
 from specbatch.slurm.check_request import refuse_forbidden
 from specbatch.slurm.commands import scancel, submit
 from specbatch.slurm.jobs import read_jobs, record_job
-from specbatch.slurm.query import Answer, query_jobs
+from specbatch.slurm.query import SlurmJobs, query_jobs
 from specbatch.slurm.script import engines_a_job, render_engines
 from specbatch.slurm.states import WAITING, JobRow
 from specbatch.status_file import is_complete
@@ -85,7 +85,7 @@ def _worth(row: JobRow) -> tuple[bool, float]:
     return row.state not in WAITING, row.used_s
 
 
-def _ask(run_dir: RunDir) -> Answer:
+def _ask(run_dir: RunDir) -> SlurmJobs:
     jobs = read_jobs(run_dir)
     if not jobs:
         raise UserError(f"{run_dir.root}: the run is not a Slurm job, so engines on other nodes could not reach it")

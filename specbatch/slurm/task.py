@@ -19,7 +19,7 @@ from specbatch.run.address import name_interface, node_address
 from specbatch.run.attempts import read_attempt
 from specbatch.run.exit_records import ExitRecord, write_exit_record
 from specbatch.rundir import RunDir
-from specbatch.training.process.node import Place
+from specbatch.training.process.node import TrainingNode
 
 Name = Literal["head", "inference", "training"]
 
@@ -71,4 +71,4 @@ class ComponentTask:
             components.inference(self.root, attempt, task, starts, EnginePart(nodes, task % nodes, address))
         else:
             take_gpus(config.training.ranks // slurm.training.nodes if slurm.training.gpus_per_node else 0, local)
-            components.training(self.root, attempt, starts, Place(task, slurm.training.nodes, address))
+            components.training(self.root, attempt, starts, TrainingNode(task, slurm.training.nodes, address))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbatch.errors import UserError
 from specbatch.target.configuration import language_config, language_part, read_json
-from specbatch.target.layers import Attention, Experts, attention_of, experts_of
+from specbatch.target.layers import AttentionLayers, Experts, attention_of, experts_of
 from specbatch.target.logits import PLAIN, Logits, logits_of
 from specbatch.target.matrices import (
     bias_name,
@@ -200,7 +200,7 @@ def brings_code(shape: TargetShape) -> bool:
     return any(content.get("auto_map") for content in files)
 
 
-def attention(shape: TargetShape) -> tuple[Attention, ...]:
+def attention(shape: TargetShape) -> tuple[AttentionLayers, ...]:
     """Return the attention of its layers, with the defaults of its class from transformers."""
     file = shape.path / "config.json"
     text = language_config(file, read_json(file) or {}, complete=True)

@@ -29,7 +29,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionLayers:
     """Layers with the same attention."""
 
     layers: int
@@ -50,7 +50,7 @@ def experts_of(text: dict[str, Any]) -> Experts | None:
     return Experts(count, chosen, width, dense_first=bool(text.get("first_k_dense_replace")))
 
 
-def attention_of(text: dict[str, Any], *, layers: int, heads: int, head_dim: int) -> tuple[Attention, ...]:
+def attention_of(text: dict[str, Any], *, layers: int, heads: int, head_dim: int) -> tuple[AttentionLayers, ...]:
     """Return the attention of the layers, by kind of layer.
 
     Args:
@@ -68,16 +68,16 @@ def attention_of(text: dict[str, Any], *, layers: int, heads: int, head_dim: int
     if full and text.get("index_topk"):
         # A cheap indexer scores all tokens, and attention reads those that it chooses.
         scores = 2 * int(text.get("index_n_heads") or 0) * int(text.get("index_head_dim") or 0)
-        found += [Attention(full, scores), Attention(full, pair, int(text["index_topk"]))]
+        found += [AttentionLayers(full, scores), AttentionLayers(full, pair, int(text["index_topk"]))]
     elif full:
-        found.append(Attention(full, pair))
+        found.append(AttentionLayers(full, pair))
     if recurrent:
         state = _number(text, "linear_num_value_heads") * _number(text, "linear_key_head_dim")
         state *= _number(text, "linear_value_head_dim")
-        found.append(Attention(recurrent, 0, token_flops=_DELTA_RULE_FLOPS * state))
+        found.append(AttentionLayers(recurrent, 0, token_flops=_DELTA_RULE_FLOPS * state))
     if len(kinds) > full + recurrent:
         window = text.get("sliding_window") or text.get("attention_chunk_size")
-        found.append(Attention(len(kinds) - full - recurrent, pair, int(window) if window else None))
+        found.append(AttentionLayers(len(kinds) - full - recurrent, pair, int(window) if window else None))
     return tuple(found)
 
 

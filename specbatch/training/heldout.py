@@ -43,7 +43,7 @@ CHUNK_LOGITS = 1 << 24
 """Most logits in memory while the target's own choices are computed: 64 MiB of float32."""
 
 
-class Draft(Protocol):
+class EvaluatedDraft(Protocol):
     """The methods of a draft that evaluation calls (`specbatch.drafts.base.Module`)."""
 
     def evaluate(self, pack: PackTensors, weights: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -174,7 +174,7 @@ class HeldOut:
         dist.all_reduce(there, operation, self._group)
         return there
 
-    def evaluate(self, draft: Draft) -> dict[str, Any]:
+    def evaluate(self, draft: EvaluatedDraft) -> dict[str, Any]:
         """Evaluate the draft on the held-out packs; all ranks return the same.
 
         Returns:

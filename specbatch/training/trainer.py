@@ -25,7 +25,7 @@ from specbatch.drafts.pack import ContextShard, PackTensors
 from specbatch.errors import RunError
 from specbatch.evaluation.history import best_evaluation, best_step, merit
 from specbatch.snapshot.interval import SnapshotInterval
-from specbatch.training.feed.dataloader import Turn
+from specbatch.training.feed.dataloader import MicroBatch
 from specbatch.training.feed.device_copy import StepWeights
 from specbatch.training.feed.steps import StepFacts, Steps
 from specbatch.training.heldout import HeldOut
@@ -165,8 +165,8 @@ class DraftTrainer(Trainer):
     def post_dataloading_process(
         self, input_dict: dict[str, Any], labels: Tensor
     ) -> tuple[Any, Tensor, dict[str, Any]]:
-        """Replace the `Turn` by its pack."""
-        turn: Turn = input_dict["input"]
+        """Replace the `MicroBatch` by its pack."""
+        turn: MicroBatch = input_dict["input"]
         self._pack = pack = self._take(turn.step, turn.index)
         self.ntokens_seen += turn.tokens // self._around.share.ranks
         self.metrics_processor.ntokens_since_last_log += turn.tokens
@@ -191,7 +191,7 @@ class DraftTrainer(Trainer):
 
     def forward_backward_step(self, *, input_dict: Any, labels: Any, global_valid_tokens: Tensor) -> Tensor:
         """Train one pack. After the last one, sum the results of all ranks, before the optimizer uses the gradients."""
-        turn: Turn = input_dict["input"]
+        turn: MicroBatch = input_dict["input"]
         loss = super().forward_backward_step(
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
         )

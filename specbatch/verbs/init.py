@@ -26,8 +26,8 @@ def init(arguments: list[str]) -> int:
         raise UserError(f"--gpus: {options.gpus}: write the kind and the number in a node, as h100:8")
     if options.nodes < 1:
         raise UserError(f"--nodes: {options.nodes}: at least one is needed")
-    from specbatch.initial import Nodes, initial
+    from specbatch.initial import AvailableNodes, initial
     from specbatch.initial.document import document
 
-    print(document(initial(options.target, Nodes(kind.lower(), int(count), options.nodes))), end="")
+    print(document(initial(options.target, AvailableNodes(kind.lower(), int(count), options.nodes))), end="")
     return 0

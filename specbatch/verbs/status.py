@@ -17,7 +17,7 @@ from specbatch.verbs.options import no_more, run_dir_of, verb_parser
 if TYPE_CHECKING:
     from specbatch.run.run_status import RunFiles, RunStatus
     from specbatch.run.status_details import PastAttempt
-    from specbatch.slurm.query import Answer
+    from specbatch.slurm.query import SlurmJobs
     from specbatch.status_file import AnswerCounts, Status
 
 LOOK_S = 2.0
@@ -51,7 +51,7 @@ class _Look:
 
     def __init__(self, run: Path | None) -> None:
         self._run = run
-        self._answer: Answer | None = None
+        self._answer: SlurmJobs | None = None
         self._asked = 0.0
 
     def lines(self) -> list[str]:
@@ -72,7 +72,7 @@ class _Look:
             return json.dumps({"runs": found, "slurm": answer.problem or "answered"}, indent=2)
         return json.dumps({**found[0], **_details(files[0], answer), "slurm": answer.problem or "answered"}, indent=2)
 
-    def _see(self) -> tuple[list[RunFiles], Answer]:
+    def _see(self) -> tuple[list[RunFiles], SlurmJobs]:
         from specbatch.known_runs import known_runs
         from specbatch.run.run_status import read_files
         from specbatch.slurm.query import query_jobs
@@ -86,7 +86,7 @@ class _Look:
         return files, self._answer
 
 
-def _statuses(files: list[RunFiles], answer: Answer) -> list[RunStatus]:
+def _statuses(files: list[RunFiles], answer: SlurmJobs) -> list[RunStatus]:
     from specbatch.run.run_status import run_status
 
     now = time.time()
@@ -120,7 +120,7 @@ def _table(runs: list[RunStatus]) -> list[str]:
     return lines
 
 
-def _details(files: RunFiles, answer: Answer) -> dict[str, Any]:
+def _details(files: RunFiles, answer: SlurmJobs) -> dict[str, Any]:
     """What is shown of a single run only, for scripts."""
     import msgspec
 
@@ -136,7 +136,7 @@ def _details(files: RunFiles, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _detail_lines(path: Path, files: RunFiles, answer: Answer) -> list[str]:
+def _detail_lines(path: Path, files: RunFiles, answer: SlurmJobs) -> list[str]:
     from specbatch.recorded_plan import recording_source
     from specbatch.run import status_details
     from specbatch.training.observers.tracked import sync_command
@@ -176,7 +176,7 @@ def _detail_lines(path: Path, files: RunFiles, answer: Answer) -> list[str]:
     return lines
 
 
-def _measured_lines(files: RunFiles, answer: Answer) -> list[str]:
+def _measured_lines(files: RunFiles, answer: SlurmJobs) -> list[str]:
     """The draft's measurement, or the end of the log of the job that failed to make one."""
     from specbatch.evaluation.summary import summary_line
     from specbatch.process_log import log_tail

@@ -19,7 +19,7 @@ from specbatch.run.run_status import RunStatus, read_files, run_status
 from specbatch.rundir import RunDir
 from specbatch.slurm import commands, scale
 from specbatch.slurm.jobs import read_jobs, record_job
-from specbatch.slurm.query import Answer, query_job, query_jobs
+from specbatch.slurm.query import SlurmJobs, query_job, query_jobs
 from specbatch.slurm.submit import resume
 from tools.lab import Lab
 
@@ -57,7 +57,7 @@ def submit(run_dir: RunDir, text: str, *options: str) -> int:
     return commands.submit(script, options)
 
 
-def asked(run_dir: RunDir) -> Answer:
+def asked(run_dir: RunDir) -> SlurmJobs:
     return query_jobs((job.id for job in read_jobs(run_dir)), {run_dir.root.stat().st_uid})
 
 
@@ -94,7 +94,7 @@ def test_a_job_is_seen_from_the_queue_to_its_cancellation(cluster: Lab, run_dir:
     assert stand(run_dir).state == "cancelled"
     # What squeue has forgotten is in the accounts, and so are the node-hours; scontrol knows the restarts.
     wait_until(lambda: len(asked(run_dir).past.get(job, [])) == 3)
-    past = Answer({}, asked(run_dir).past)
+    past = SlurmJobs({}, asked(run_dir).past)
     assert past.state(job, 3).word == "CANCELLED"
     assert stand(run_dir).node_hours > 0
     assert [row.restarts for row in query_job(job)] == [0, 0, 0]

@@ -20,7 +20,7 @@ from specbatch.dispatch.messages import (
     Packs,
     Phase,
     Refused,
-    Status,
+    StatusRequest,
     Stored,
     Trained,
     Trouble,
@@ -263,6 +263,6 @@ def test_troubles_are_told_until_they_are_over():
     cluster = make_cluster()
     for why in ("disk full", "disk fuller"):
         assert cluster.ask(Trouble("snapshot", why)) == Done()
-        assert cluster.ask(Status()).troubles == (("snapshot", why),)
+        assert cluster.ask(StatusRequest()).troubles == (("snapshot", why),)
     cluster.ask(Trouble("snapshot", ""))
-    assert cluster.ask(Status()).troubles == ()
+    assert cluster.ask(StatusRequest()).troubles == ()

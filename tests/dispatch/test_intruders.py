@@ -23,7 +23,7 @@ from specbatch.dispatch.messages import (
     Launch,
     Phase,
     Refusals,
-    Status,
+    StatusRequest,
     encode,
 )
 from specbatch.pack_manifest import Chunk, Manifest
@@ -183,7 +183,7 @@ def test_a_message_that_nobody_has_memory_for_ends_its_connection_and_no_other(h
 
 
 @pytest.mark.parametrize(
-    "frames", [[b""], [encode(Status())], [b"x", encode(Status())], [b"", b"", encode(Status())]],
+    "frames", [[b""], [encode(StatusRequest())], [b"x", encode(StatusRequest())], [b"", b"", encode(StatusRequest())]],
     ids=["empty", "no delimiter", "no empty delimiter", "too many"],
 )  # fmt: skip
 def test_a_message_of_other_parts_is_refused_and_counted(head: Head, client: Client, frames: list[bytes]):
@@ -196,7 +196,7 @@ def test_a_message_of_other_parts_is_refused_and_counted(head: Head, client: Cli
 
 def test_a_message_whose_parts_together_are_too_long_is_refused_and_counted(head: Head, client: Client):
     with zmq.Context() as context, raw_socket(head, context, zmq.DEALER) as raw:
-        raw.send_multipart([bytes(MAX_MESSAGE_BYTES), b"", encode(Status())])
+        raw.send_multipart([bytes(MAX_MESSAGE_BYTES), b"", encode(StatusRequest())])
         assert raw.poll(10_000)
         assert [len(frame) for frame in raw.recv_multipart()][:-1] == [0], "its parts are not sent back"
     assert client.status().refused == Refusals(messages=1)

@@ -19,7 +19,7 @@ from specbatch.doctor import attention as kernels
 from specbatch.doctor import engine, network, store
 from specbatch.doctor.finding import Finding, guarded
 from specbatch.doctor.gpu import Gpus, judge, usable
-from specbatch.doctor.site import Place
+from specbatch.doctor.site import CheckTask
 from specbatch.doctor.task import _why_not
 from specbatch.doctor.trial import ATTEMPT, make_trial
 from specbatch.inference.capture_server import ContractBroken
@@ -32,20 +32,20 @@ H100 = Gpus("2.14.1", "13.0", ("sm_80", "sm_90", "compute_90"), ("NVIDIA H100",)
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_target: Path) -> Place:
+def place(tmp_path: Path, tiny_target: Path) -> CheckTask:
     (tmp_path / "config.yaml").write_text(
         f"run: {{dir: '{tmp_path}'}}\ntarget: {{path: '{tiny_target}'}}\ndata: {{train: [a.jsonl]}}\n"
         "draft: {vocab_size: 64}\nstore: {bytes_per_rank: 64MiB}\n"
     )
-    return Place(load_config(tmp_path / "config.yaml"), "training", tmp_path, slurm=False)
+    return CheckTask(load_config(tmp_path / "config.yaml"), "training", tmp_path, slurm=False)
 
 
-def of(place: Place, component: Any, *overrides: str, slurm: bool = False) -> Place:
+def of(place: CheckTask, component: Any, *overrides: str, slurm: bool = False) -> CheckTask:
     config = load_config(place.root / "config.yaml", list(overrides))
     return dataclasses.replace(place, component=component, config=config, slurm=slurm)
 
 
-def test_components_reach_each_other_and_say_how_fast_and_who_did_not_come(place: Place):
+def test_components_reach_each_other_and_say_how_fast_and_who_did_not_come(place: CheckTask):
     with network.listening(of(place, "head"), "127.0.0.1"), network.listening(of(place, "training"), "127.0.0.1"):
         findings = list(network.reach(of(place, "inference"), join_s=5.0))
         assert [finding.what for finding in findings] == ["network to head", "network to training"]
@@ -69,14 +69,14 @@ def test_a_node_without_a_route_is_named_with_the_remedies():
     assert "slurm.ports" in finding.remedy
 
 
-def lend(place: Place, ended: Any) -> None:
+def lend(place: CheckTask, ended: Any) -> None:
     with store.lending(place, 20.0) as lent:
         assert lent.verdict == "ok"
         ended.wait()
 
 
 @contextlib.contextmanager
-def lender(place: Place) -> Iterator[None]:
+def lender(place: CheckTask) -> Iterator[None]:
     """A training task in a process of its own: Mooncake's clients are made for one each."""
     context = multiprocessing.get_context("spawn")
     ended = context.Event()
@@ -91,7 +91,7 @@ def lender(place: Place) -> Iterator[None]:
 
 
 @pytest.mark.light
-def test_the_store_carries_objects_into_a_trainer_s_memory_and_back(place: Place):
+def test_the_store_carries_objects_into_a_trainer_s_memory_and_back(place: CheckTask):
     trial = make_trial(load_config(place.root / "config.yaml"), place.root / "doctor")
     place = dataclasses.replace(place, config=trial, root=place.root / "doctor")
     with serving(RunDir(place.root), ATTEMPT, trial, "127.0.0.1"):
@@ -116,7 +116,7 @@ def test_attention_is_that_of_dense_attention_and_one_that_is_not_is_found(monke
 right = kernels.attend
 
 
-def test_gpus_that_torch_has_no_kernels_for_are_said(place: Place):
+def test_gpus_that_torch_has_no_kernels_for_are_said(place: CheckTask):
     asked = of(place, "training", "--slurm.training.gpus_per_node=2", "--training.ranks=2", slurm=True)
     assert judge(asked, H100).verdict == "ok"
     few = judge(asked, changed(H100, names=(), capabilities=(), bytes=()))
@@ -143,7 +143,7 @@ def changed(gpus: Gpus, **changes: Any) -> Gpus:
     [(ContractBroken("it is the output of layer 3; its log x ends:\ny"), "captured rows"), (ServerDied("x"), "engine")],
 )
 def test_an_engine_that_does_not_start_or_captures_other_rows_is_said(
-    place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception, failed: str
+    place: CheckTask, monkeypatch: pytest.MonkeyPatch, error: Exception, failed: str
 ):
     class Broken:
         def __init__(self, *arguments: object, **options: object) -> None: ...
@@ -160,13 +160,13 @@ def test_an_engine_that_does_not_start_or_captures_other_rows_is_said(
     assert {finding.what for finding in findings} == {"engine", "captured rows"}
 
 
-def test_an_engine_over_several_nodes_is_left_to_the_job(place: Place):
+def test_an_engine_over_several_nodes_is_left_to_the_job(place: CheckTask):
     spread = of(place, "inference", "--inference.tensor_parallel=2", "--inference.nodes_per_engine=2")
     assert _why_not(spread, []) == "an engine spans 2 nodes: --submit checks there"
     assert _why_not(dataclasses.replace(spread, slurm=True), []) == ""
 
 
-def test_a_class_that_captures_nothing_is_said(place: Place, tmp_path: Path, tiny_target: Path):
+def test_a_class_that_captures_nothing_is_said(place: CheckTask, tmp_path: Path, tiny_target: Path):
     (served,) = guarded("target's class", lambda: engine.served(of(place, "inference")))
     assert served.verdict == "ok"
     other = tmp_path / "other"

@@ -13,14 +13,14 @@ from specbatch.config import load_config
 from specbatch.doctor import rank
 from specbatch.doctor.finding import Finding
 from specbatch.doctor.ranks import ranks
-from specbatch.doctor.site import Place
+from specbatch.doctor.site import CheckTask
 from specbatch.doctor.trial import STEPS, make_trial
 from specbatch.rundir import RunDir
 from specbatch.snapshot.storage import HDF5Writer
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_target: Path, request: pytest.FixtureRequest) -> Place:
+def place(tmp_path: Path, tiny_target: Path, request: pytest.FixtureRequest) -> CheckTask:
     """The doctor's directory, for one rank or as many as the test says."""
     path, count = tmp_path / "a.yaml", getattr(request, "param", 1)
     path.write_text(
@@ -30,10 +30,10 @@ def place(tmp_path: Path, tiny_target: Path, request: pytest.FixtureRequest) -> 
     )
     trial = make_trial(load_config(path), tmp_path / "doctor")
     (tmp_path / "doctor" / "findings").mkdir(exist_ok=True)
-    return Place(trial, "training", tmp_path / "doctor", slurm=False)
+    return CheckTask(trial, "training", tmp_path / "doctor", slurm=False)
 
 
-def of_first(place: Place) -> dict[str, Finding]:
+def of_first(place: CheckTask) -> dict[str, Finding]:
     """What its first rank finds."""
     found: dict[str, Finding] = {}
     for finding in ranks(place, "127.0.0.1"):
@@ -43,7 +43,7 @@ def of_first(place: Place) -> dict[str, Finding]:
 
 @pytest.mark.light
 @pytest.mark.parametrize("place", [2], indirect=True)
-def test_ranks_that_do_not_meet_are_told_from_a_step_that_fails(place: Place, monkeypatch: pytest.MonkeyPatch):
+def test_ranks_that_do_not_meet_are_told_from_a_step_that_fails(place: CheckTask, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     found = of_first(place)
     assert found["attention"].verdict == "ok"
@@ -55,7 +55,7 @@ def test_ranks_that_do_not_meet_are_told_from_a_step_that_fails(place: Place, mo
 
 
 @pytest.mark.light
-def test_a_directory_that_takes_no_snapshot_fails_the_training_step(place: Place):
+def test_a_directory_that_takes_no_snapshot_fails_the_training_step(place: CheckTask):
     RunDir(place.root).snapshots.write_text("in its place")
     found = of_first(place)
     assert found["training step"].verdict == "failed"
@@ -66,7 +66,7 @@ def test_a_directory_that_takes_no_snapshot_fails_the_training_step(place: Place
 def test_a_sum_to_which_a_rank_has_added_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        watch = rank.Watch(torch.device("cpu"))
+        watch = rank.RankMeasurements(torch.device("cpu"))
         watch.start(0)
         assert watch.reduced is None, "it is alone"
         monkeypatch.setattr(rank.dist, "get_world_size", lambda: 2)
@@ -76,7 +76,7 @@ def test_a_sum_to_which_a_rank_has_added_nothing_is_found(tmp_path: Path, monkey
         dist.destroy_process_group()
 
 
-def test_a_snapshot_that_is_damaged_or_has_no_room_beside_it_is_said(place: Place):
+def test_a_snapshot_that_is_damaged_or_has_no_room_beside_it_is_said(place: CheckTask):
     run_dir = RunDir(place.root)
     path = run_dir.snapshots / f"step-{STEPS}"
     assert rank.snapshot(place.config, run_dir).verdict == "not checked"

@@ -12,7 +12,7 @@ from specbatch.evaluation.differences import (
     partings,
     verdict,
 )
-from specbatch.evaluation.statistics import Answers
+from specbatch.evaluation.statistics import DecodedAnswers
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from specbatch.evaluation.statistics import Answers
     ],
 )
 def test_the_first_difference_of_a_prompt_is_found(other, expected):
-    assert partings(Answers([[1, 2], [4, 5, 6]], 1.0), Answers(other, 1.0)) == [expected]
+    assert partings(DecodedAnswers([[1, 2], [4, 5, 6]], 1.0), DecodedAnswers(other, 1.0)) == [expected]
 
 
 def test_equal_outputs_part_nowhere_and_give_no_warning():
-    assert partings(Answers([[1, 2]], 1.0), Answers([[1, 2]], 2.0)) == []
+    assert partings(DecodedAnswers([[1, 2]], 1.0), DecodedAnswers([[1, 2]], 2.0)) == []
     assert difference_warnings([], 1, "float32", 0) == []
 
 

@@ -44,7 +44,10 @@ def test_the_algorithm_is_told_by_architecture_or_form(tmp_path: Path, changes: 
 
 
 def test_another_algorithm_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"are LlamaForCausalLMEagle; only drafts of EAGLE-3 .*can be measured"):
+    with pytest.raises(
+        UserError,
+        match=r"are LlamaForCausalLMEagle; drafts that can be measured are of the algorithms dflash, dspark, eagle3",
+    ):
         kind_of(tmp_path, CONFIG | {"architectures": ["LlamaForCausalLMEagle"]})
 
 

@@ -15,7 +15,7 @@ from specbatch.errors import UserError
 from specbatch.evaluation import serving
 from specbatch.evaluation.engines import Subject, ask
 from specbatch.evaluation.serving import evaluate, report, training_accuracy
-from specbatch.evaluation.statistics import Answers
+from specbatch.evaluation.statistics import DecodedAnswers
 from specbatch.evaluation.summary import summary_line
 from specbatch.inference.server import SGLangServer
 from specbatch.rundir import RunDir, read_json
@@ -101,7 +101,9 @@ def test_evaluation_is_what_transformers_and_the_paper_give(
     from specbatch.corpus import open_corpus
     from tests.inference.chain_reference import Drafter, Target
 
-    def break_one(server: SGLangServer, subject: Subject, prompts: list[list[int]], draft_tokens: int) -> Answers:
+    def break_one(
+        server: SGLangServer, subject: Subject, prompts: list[list[int]], draft_tokens: int
+    ) -> DecodedAnswers:
         given = ask(server, subject, prompts, draft_tokens)
         if draft_tokens:
             given.tokens[2][5:] = [(given.tokens[2][5] + 7) % 512]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specbatch.evaluation.statistics import (
-    Answers,
+    DecodedAnswers,
     acceptance_length,
     acceptance_rate,
     disagreements,
@@ -40,8 +40,8 @@ def test_acceptance_length_is_one_and_the_sum_of_the_rates(histogram):
 
 
 def test_measure_compares_token_for_token():
-    plain = Answers([[5, 6, 7], [8]], 2.0)
-    speculative = Answers([[5, 6, 9], [8]], 1.0, (1, 1))
+    plain = DecodedAnswers([[5, 6, 7], [8]], 2.0)
+    speculative = DecodedAnswers([[5, 6, 9], [8]], 1.0, (1, 1))
     found = measure(plain, speculative, draft_tokens=3)
     assert (found["prompts"], found["identical"], found["output_tokens"]) == (2, 1, 4)
     assert (found["tokens_per_s_plain"], found["tokens_per_s_speculative"]) == (2.0, 4.0)

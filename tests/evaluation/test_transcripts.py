@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specbatch.evaluation.transcripts import MOST_TOKENS, PROMPT_CHARACTERS, Step, answer, steps_of
+from specbatch.evaluation.transcripts import MOST_TOKENS, PROMPT_CHARACTERS, VerifyStep, answer, steps_of
 
 MOST = 3
 
@@ -38,10 +38,10 @@ def test_an_answer_is_kept_as_text_of_bounded_length(tiny_target):
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_target)
     ids = tokenizer("Größe 世界 </script>", add_special_tokens=False)["input_ids"]
-    kept = answer(tokenizer, ids * 200, [Step(ids[:1], 0), Step(ids[1:4], 2), Step(ids[4:], 3)])
+    kept = answer(tokenizer, ids * 200, [VerifyStep(ids[:1], 0), VerifyStep(ids[1:4], 2), VerifyStep(ids[4:], 3)])
     assert "".join(text for step in kept["steps"] for text in step["tokens"]) == tokenizer.decode(ids)
     assert [len(step["tokens"]) for step in kept["steps"]] == [1, 3, len(ids) - 4]
     assert [step["accepted"] for step in kept["steps"]] == [0, 2, 3]
     assert len(kept["prompt"]) == PROMPT_CHARACTERS + 1
-    long = answer(tokenizer, ids, [Step([ids[0]] * 50, 3)] * 100)
+    long = answer(tokenizer, ids, [VerifyStep([ids[0]] * 50, 3)] * 100)
     assert sum(len(step["tokens"]) for step in long["steps"]) == MOST_TOKENS

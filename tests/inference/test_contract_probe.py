@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from specbatch.inference.contract_probe import Proof, Unprovable, Watch, decoder_layers, probe_of
+from specbatch.inference.contract_probe import LayerRecorder, Proof, Unprovable, decoder_layers, probe_of
 
 HIDDEN, COUNT, ROWS = 32, 6, 8
 
@@ -94,10 +94,10 @@ LAYERS = (0, 2, 4)
 PROBE = slice(3, 3 + ROWS)
 
 
-def run(kind: type[torch.nn.Module]) -> tuple[Watch, list[torch.Tensor], Any]:
+def run(kind: type[torch.nn.Module]) -> tuple[LayerRecorder, list[torch.Tensor], Any]:
     torch.manual_seed(0)
     model, states = Model(kind), torch.randn(3 + ROWS, HIDDEN)
-    watch = Watch(model, COUNT)
+    watch = LayerRecorder(model, COUNT)
     with watch:
         outputs, output = model(states)
     output.hidden_states = torch.cat([outputs[layer] for layer in LAYERS], dim=1)
@@ -150,7 +150,7 @@ def test_what_is_not_simply_added_can_not_be_proved() -> None:
     batch = SimpleNamespace(residual_stream=Stream())
     batch.residual_stream.residual = torch.ones(ROWS, HIDDEN)
     batch.residual_stream.pending = Pending(torch.ones(ROWS, HIDDEN), SimpleNamespace(is_plain_add=False))
-    watch = Watch(model, COUNT)
+    watch = LayerRecorder(model, COUNT)
     with watch:
         model.layers[1](0.0, object(), batch)
     assert "does not simply add" in str(Proof(LAYERS, "Some").hooked(watch, None, PROBE))

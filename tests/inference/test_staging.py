@@ -248,7 +248,7 @@ def test_an_engine_that_is_asked_to_end_copies_no_further(disk: Path, target: Pa
     with pytest.raises(EngineError, match="asked to end"):
         server.start()
     ended = threading.Event()
-    source = target_copy.Source(target)
+    source = target_copy.CopiedTarget(target)
     ended.set()
     with pytest.raises(target_copy.Ended):
         source.copy_to(disk / "copy", ended)

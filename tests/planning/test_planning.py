@@ -26,7 +26,7 @@ from specbatch.planning.flops import ActiveWeights, active_weights, engine_flops
 from specbatch.planning.pipeline import Deployment, times
 from specbatch.planning.rates import Rate, Rates, covered
 from specbatch.planning.text import lines
-from specbatch.target import Attention, attention, read_target
+from specbatch.target import AttentionLayers, attention, read_target
 from specbatch.units import bytes_text
 
 CONTRACT = Eagle3Contract((0, 1, 2), 4)
@@ -92,7 +92,11 @@ def test_a_token_passes_through_the_experts_that_it_is_sent_to(tiny_target: Path
 
 def test_a_window_and_a_state_of_fixed_size_see_less_than_everything():
     """Five tokens: 25 / 2 pairs, less 9 / 2 that are more than two apart."""
-    full, sliding, recurrent = Attention(1, 8), Attention(2, 8, window=2), Attention(3, 0, token_flops=7)
+    full, sliding, recurrent = (
+        AttentionLayers(1, 8),
+        AttentionLayers(2, 8, window=2),
+        AttentionLayers(3, 0, token_flops=7),
+    )
     found = [engine_flops((kind,), 0, np.array([5]))[0] for kind in (full, sliding, recurrent)]
     assert found == [8 * 25 / 2, 2 * 8 * (25 - 9) / 2, 3 * 7 * 5]
     assert engine_flops((full, sliding, recurrent), 10, np.array([5]))[0] == sum(found) + 2 * 10 * 5

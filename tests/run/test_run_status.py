@@ -17,7 +17,7 @@ from specbatch.run.run_status import read_files, run_status
 from specbatch.run.status_details import attempts, components, failure
 from specbatch.rundir import RunDir, write_json
 from specbatch.slurm.jobs import record_job
-from specbatch.slurm.query import Answer
+from specbatch.slurm.query import SlurmJobs
 from specbatch.slurm.states import parse_sacct, parse_squeue
 
 RECORDED = Path(__file__).resolve().parents[1] / "recorded" / "slurm-22.05.8"
@@ -57,16 +57,16 @@ def recorded(command: str, situation: str) -> str:
     return (RECORDED / f"{command}.{situation}.txt").read_text().replace("2026-11-25", "2016-11-25")
 
 
-def slurm(situation: str, problem: str = "") -> Answer:
+def slurm(situation: str, problem: str = "") -> SlurmJobs:
     """A recorded answer, of long ago whatever the clock of this machine says."""
     queue = parse_squeue(recorded("squeue", situation))
     past = parse_sacct(recorded("sacct", situation))
     by_job = [{row.job: [other for other in rows if other.job == row.job] for row in rows} for rows in (queue, past)]
-    return Answer(*by_job, problem)
+    return SlurmJobs(*by_job, problem)
 
 
-def stand(run_dir: RunDir, answer: Answer | None = None):
-    return run_status(read_files(run_dir), answer or Answer(), time.time())
+def stand(run_dir: RunDir, answer: SlurmJobs | None = None):
+    return run_status(read_files(run_dir), answer or SlurmJobs(), time.time())
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_local_run_is_what_its_head_says_while_its_process_lives(run_dir):
     assert (found.tokens_per_s, round(found.loss, 3), found.to_go_s, found.engines) == (50.0, 1.8, 56.0, 1)
 
 
-def squeue(*rows: tuple[str, str, str, str]) -> Answer:
+def squeue(*rows: tuple[str, str, str, str]) -> SlurmJobs:
     """Return Slurm's answer: id, state, reason, start."""
     text = "".join(
         f"{shown}|{shown.split('+')[0]}|{state}|{reason}|(x)|0:00|1:00:00|{start}|N/A|gpu|1|2026-01-01T10:00:00|n\n"
@@ -105,7 +105,7 @@ def squeue(*rows: tuple[str, str, str, str]) -> Answer:
     found: dict = {}
     for row in parse_squeue(text):
         found.setdefault(row.job, []).append(row)
-    return Answer(found)
+    return SlurmJobs(found)
 
 
 def test_a_failure_that_another_job_goes_on_from_is_no_end(run_dir):
@@ -194,7 +194,7 @@ def test_where_there_are_no_accounts_node_hours_are_those_that_attempts_wrote_do
     attempt = begin_attempt(run_dir, 1, job=4, nodes={"head": ["a"], "inference": ["b", "c"], "training": ["a"]})
     head(run_dir, 1, age_s=-3600)
     files = read_files(run_dir)
-    found = run_status(files, Answer(slurm("RUNNING").queue), attempt.began + 1800)
+    found = run_status(files, SlurmJobs(slurm("RUNNING").queue), attempt.began + 1800)
     assert round(found.node_hours, 3) == 0.5 * 3
 
 
@@ -223,7 +223,7 @@ def test_a_job_that_ended_without_a_word_from_its_head_failed_and_slurm_says_why
 
 def test_a_job_that_lost_a_component_is_stuck(run_dir):
     record_job(run_dir, 56, size=3)
-    for answer in (slurm("NODE_FAIL_component1"), Answer({}, slurm("NODE_FAIL_component1").past)):
+    for answer in (slurm("NODE_FAIL_component1"), SlurmJobs({}, slurm("NODE_FAIL_component1").past)):
         found = stand(run_dir, answer)
         assert found.state == "stuck"
         assert "scontrol requeue 56" in found.why
@@ -234,17 +234,17 @@ def test_a_successor_that_waits_counts_as_soon_as_the_job_before_it_is_over(run_
     begin_attempt(run_dir, 1, job=10)
     head(run_dir, 1, "stopped", "preempted")
     record_job(run_dir, 162, size=3, after=10)
-    answer = Answer(slurm("PENDING").queue, slurm("PREEMPTED_CANCELLED").past)
+    answer = SlurmJobs(slurm("PENDING").queue, slurm("PREEMPTED_CANCELLED").past)
     found = stand(run_dir, answer)
     assert (found.state, found.job) == ("pending", 162)
     # While the first one runs, it is the run, although the other one is queued, too.
-    answer = Answer({**slurm("PENDING").queue, 10: slurm("RUNNING").queue[4]}, {})
+    answer = SlurmJobs({**slurm("PENDING").queue, 10: slurm("RUNNING").queue[4]}, {})
     assert stand(run_dir, answer).job == 10
 
 
 def test_without_slurms_answer_the_files_speak(run_dir):
     record_job(run_dir, 4, size=3)
-    silent = Answer(problem="squeue did not answer within 2 s")
+    silent = SlurmJobs(problem="squeue did not answer within 2 s")
     assert stand(run_dir, silent).state == "pending"
     begin_attempt(run_dir, 1, job=4, nodes={"head": ["a"], "inference": ["b", "c"]})
     head(run_dir, 1)
@@ -270,10 +270,10 @@ def test_a_requeued_job_starts_anew_until_its_new_head_speaks(run_dir):
     restarted = recorded("squeue", "RUNNING")
     soon = datetime.datetime.fromtimestamp(time.time() + 60).isoformat(timespec="seconds")
     rows = parse_squeue(restarted.replace("2016-11-25T01:22:15", soon))
-    assert stand(run_dir, Answer({4: rows})).state == "starting"
+    assert stand(run_dir, SlurmJobs({4: rows})).state == "starting"
     # It began before Slurm started its job, by the clock of its node, and has written since.
     head(run_dir, 1, "running", age_s=-65)
-    assert stand(run_dir, Answer({4: rows})).state == "running"
+    assert stand(run_dir, SlurmJobs({4: rows})).state == "running"
 
 
 def test_a_failed_run_says_which_component_and_shows_the_end_of_its_log(run_dir):

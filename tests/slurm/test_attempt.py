@@ -11,7 +11,7 @@ from specbatch.config.sections import Data, Inference, Run, Target
 from specbatch.run.exit_records import ExitRecord, read_exit_record, write_exit_record
 from specbatch.rundir import RunDir, read_json, write_json
 from specbatch.slurm.attempt import DONE, FAILED, again, cancelled_now, end, looked, no_progress
-from specbatch.slurm.query import Answer
+from specbatch.slurm.query import SlurmJobs
 from specbatch.slurm.states import JobRow
 
 
@@ -147,5 +147,5 @@ def test_an_attempt_that_was_cut_off_and_is_back_decides_nothing(tmp_path: Path)
 )
 def test_a_cancelled_job_is_not_requeued(now: list[tuple[str, str]], past: list[str], cancelled: bool):
     rows = [JobRow(7, index, 7 + index, state, reason=reason) for index, (state, reason) in enumerate(now)]
-    answer = Answer({7: rows}, {7: [JobRow(7, 0, 7, state) for state in past]} if past else {})
+    answer = SlurmJobs({7: rows}, {7: [JobRow(7, 0, 7, state) for state in past]} if past else {})
     assert cancelled_now(7, answer) is cancelled

@@ -25,7 +25,7 @@ from specbatch.rundir import EVALUATION_LOG, RunDir, write_json
 from specbatch.slurm.check_request import check_request
 from specbatch.slurm.evaluation_job import job_config, render_evaluation, words_of
 from specbatch.slurm.jobs import record_job
-from specbatch.slurm.query import Answer
+from specbatch.slurm.query import SlurmJobs
 from specbatch.slurm.states import JobRow
 
 DRAFT = {
@@ -228,20 +228,20 @@ def test_status_and_logs_show_the_measurement(
         "of another job\n2026-01-01 00:00:00 specbatch: job 12, restart 0, on n1\nspecbatch: no\n"
     )
 
-    def state(answer: Answer, later_s: float = 100.0) -> tuple[str, str]:
+    def state(answer: SlurmJobs, later_s: float = 100.0) -> tuple[str, str]:
         found = run_status(read_files(run_dir), answer, time.time() + later_s)
         return found.state, found.why
 
-    waits = Answer({12: [JobRow(12, 0, 12, "PENDING", reason="Priority")]})
+    waits = SlurmJobs({12: [JobRow(12, 0, 12, "PENDING", reason="Priority")]})
     assert state(waits)[0] == "pending"
     assert "Priority" in state(waits)[1]
-    assert state(Answer({12: [JobRow(12, 0, 12, "RUNNING")]})) == ("running", "")
+    assert state(SlurmJobs({12: [JobRow(12, 0, 12, "RUNNING")]})) == ("running", "")
     # The queue that squeue reads may be a second older than the job.
-    assert state(Answer(), 1.0)[0] == "pending"
-    over = Answer({}, {12: [JobRow(12, 0, 12, "FAILED", exit_code="2:0")]})
+    assert state(SlurmJobs(), 1.0)[0] == "pending"
+    over = SlurmJobs({}, {12: [JobRow(12, 0, 12, "FAILED", exit_code="2:0")]})
     assert state(over) == ("failed", "job 12 left no result: FAILED: its script failed with exit code 2")
-    assert state(Answer()) == ("failed", "job 12 left no result")
-    assert state(Answer({}, {12: [JobRow(12, 0, 12, "CANCELLED", user=0)]}))[0] == "cancelled"
+    assert state(SlurmJobs()) == ("failed", "job 12 left no result")
+    assert state(SlurmJobs({}, {12: [JobRow(12, 0, 12, "CANCELLED", user=0)]}))[0] == "cancelled"
     monkeypatch.setattr("specbatch.slurm.query.query_jobs", lambda *_: over)
     assert main(["status", "out"]) == 0
     told = capsys.readouterr().out

@@ -10,7 +10,7 @@ from specbatch.config import Config, load_config
 from specbatch.errors import UserError
 from specbatch.slurm.check_cluster import check_cluster
 from specbatch.slurm.check_request import check_node_memory, check_request, check_stage, fetched_bytes
-from specbatch.slurm.cluster import Cluster, Nodes, Partition
+from specbatch.slurm.cluster import Cluster, NodeGroup, Partition
 from specbatch.slurm.cpu_share import with_cpus
 from specbatch.slurm.script import parts_of
 
@@ -26,9 +26,9 @@ slurm:
   inference: {partition: gpu, gpus_per_node: 4, mem: 100G}
   training: {partition: gpu, gpus_per_node: 4, mem: 100G}
 """
-CPU = Nodes(10, 16, 64 * GIB, {}, frozenset())
-GPU = Nodes(4, 64, 256 * GIB, {"a100": 4}, frozenset({"ib"}))
-BIG = Nodes(2, 64, 512 * GIB, {"a100": 8}, frozenset({"ib", "hbm80g"}))
+CPU = NodeGroup(10, 16, 64 * GIB, {}, frozenset())
+GPU = NodeGroup(4, 64, 256 * GIB, {"a100": 4}, frozenset({"ib"}))
+BIG = NodeGroup(2, 64, 512 * GIB, {"a100": 8}, frozenset({"ib", "hbm80g"}))
 PARTITIONS = (
     Partition("cpu", default=True, max_time_s=86400, nodes=(CPU,)),
     Partition("gpu", max_time_s=86400, max_nodes=5, accounts=frozenset({"ml"}), nodes=(GPU, BIG)),

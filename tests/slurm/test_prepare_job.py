@@ -12,16 +12,16 @@ from specbatch.config import Config, dump_config, load_config
 from specbatch.corpus import prepare
 from specbatch.run.run_status import read_files, run_status
 from specbatch.rundir import RunDir, read_json
-from specbatch.slurm.cluster import Cluster, Nodes, Partition
+from specbatch.slurm.cluster import Cluster, NodeGroup, Partition
 from specbatch.slurm.first_rows import check_first_rows
 from specbatch.slurm.jobs import record_job
 from specbatch.slurm.prepare_job import main, render_preparation
-from specbatch.slurm.query import Answer
+from specbatch.slurm.query import SlurmJobs
 from specbatch.slurm.states import JobRow
 from specbatch.slurm.submit import _Checked, _tell_of_preparing
 
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, how are you?"}]}
-CPU = Partition("cpu", nodes=(Nodes(4, 32, 64 << 30, {}, frozenset()),))
+CPU = Partition("cpu", nodes=(NodeGroup(4, 32, 64 << 30, {}, frozenset()),))
 CLUSTER = Cluster({"cpu": CPU})
 
 
@@ -102,12 +102,12 @@ def test_the_job_prepares_and_a_run_of_data_that_can_t_be_says_so_in_its_status(
     assert read_json(run_dir.corpus) is not None
     record_job(run_dir, 7, kind="data")
     record_job(run_dir, 8, after=7)
-    waits = Answer({8: [JobRow(8, 0, 8, "PENDING", reason="Dependency")]}, {})
+    waits = SlurmJobs({8: [JobRow(8, 0, 8, "PENDING", reason="Dependency")]}, {})
     assert run_status(read_files(run_dir), waits, 0.0).why.startswith(
         "waits for job 7 to prepare the data; Dependency: "
     )
     # Slurm ends what waits for a job that was killed, and all that it says is that.
-    never = Answer({}, {8: [JobRow(8, 0, 8, "CANCELLED", user=0)]})
+    never = SlurmJobs({}, {8: [JobRow(8, 0, 8, "CANCELLED", user=0)]})
     assert run_status(read_files(run_dir), never, 0.0).why.startswith("job 7 did not finish preparing")
     rows = (run_dir.root.parent / "a.jsonl").read_text().replace("assistant", "user")
     (run_dir.root.parent / "a.jsonl").write_text(rows)

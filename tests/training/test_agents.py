@@ -13,7 +13,7 @@ import pytest
 
 from specbatch.errors import AttemptError
 from specbatch.rundir import RunDir, write_json
-from specbatch.training.process.node import Place
+from specbatch.training.process.node import TrainingNode
 from specbatch.training.process.rendezvous import ManyNodes
 
 AGENT = """
@@ -66,7 +66,7 @@ def test_ranks_of_all_nodes_start_again_together_when_one_dies(tmp_path: Path):
 
 
 def node(root: Path, number: int, nodes: int = 3) -> ManyNodes:
-    return ManyNodes(RunDir(root), 1, 0, Place(number, nodes, "127.0.0.1"))
+    return ManyNodes(RunDir(root), 1, 0, TrainingNode(number, nodes, "127.0.0.1"))
 
 
 def test_a_node_that_comes_late_joins_the_newest_start(tmp_path: Path):

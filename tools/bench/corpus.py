@@ -3,11 +3,11 @@
 
     tools/bench/corpus.py --target TARGET [--parts sizes beside turns plan] [--sizes 20000 80000 320000] [--workers 2]
 
-Conversations of random words, about 1,000 tokens each, are prepared with an empty cache. ``sizes``: at each size.
-``beside``: in turns with the same tokenizer on the same rendered text, which as many processes encode, each text at its
-fastest, and once by one process. ``turns``: conversations of 256 messages, and one sample for each turn of 64 messages.
-``plan``: `specbatch plan` answers for samples that lie prepared (--plan-samples, --plan-tokens); their ids are a hole
-in a file. The last line is JSON, with what was measured of:
+Conversations of sentences of Python's manual, about 1,000 tokens each, are prepared with an empty cache. ``sizes``: at
+each size. ``beside``: in turns with the same tokenizer on the same rendered text, which as many processes encode, each
+text at its fastest, and once by one process. ``turns``: conversations of 256 messages, and one sample for each turn of
+64 messages. ``plan``: `specbatch plan` answers for samples that lie prepared (--plan-samples, --plan-tokens); their ids
+are a hole in a file. The last line is JSON, with what was measured of:
 
     exponent                 of the time, over the sizes: 1 is linear
     tokens_per_s             prepared, at the largest size
@@ -27,6 +27,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from pydoc_data.topics import topics
 from statistics import median
 from typing import Any
 
@@ -58,7 +60,7 @@ def main() -> int:
     parser.add_argument("--long", type=int, default=8_000, help="conversations of 256 messages")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=6, help="messages of a conversation")
-    parser.add_argument("--words", type=int, default=530, help="words of a conversation")
+    parser.add_argument("--words", type=int, default=620, help="words of a conversation")
     parser.add_argument("--plan-samples", type=int, default=5_000_000)
     parser.add_argument("--plan-tokens", type=float, default=6e9)
     options = parser.parse_args()
@@ -160,13 +162,14 @@ def exponent(times: list[tuple[int, float]]) -> float:
 
 
 def write(path: Path, conversations: int, turns: int, words: int) -> None:
-    """Write a file of conversations with words of an artificial language, the frequent ones short."""
+    """Write a file of conversations, whose messages are cut out of sentences of Python's manual in random order."""
     draw = random.Random(0)
-    language = ["".join(draw.choices("etaoinshrdlucmfwyp", k=2 + i // 400)) for i in range(3000)]
-    weights = [1 / (i + 3) for i in range(len(language))]
+    sentences = [part.split() for part in re.split(r"(?<=[.:;])\s+", "\n".join(topics.values()))]
     with path.open("w", encoding="utf-8") as file:
         for _ in range(conversations):
-            text = draw.choices(language, weights, k=words)
+            text: list[str] = []
+            while len(text) < words:
+                text += draw.choice(sentences)
             each = max(1, words // turns)
             messages = [
                 {"role": ("user", "assistant")[i % 2], "content": " ".join(text[i * each : (i + 1) * each])}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specbatch.drafts.block.anchors import anchors
-from specbatch.drafts.block.model import BlockModule, Layer
+from specbatch.drafts.block.model import BlockLayer, BlockModule
 from specbatch.drafts.fused import rotate
 from specbatch.drafts.masks import Masks
 from specbatch.drafts.pack import PackTensors
@@ -75,7 +75,12 @@ def plain_step(draft: BlockModule, pack: PackTensors, states: list[tuple[Tensor,
 
 
 def _layer(
-    layer: Layer, x: Tensor, context: Tensor, before: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], sees: Tensor
+    layer: BlockLayer,
+    x: Tensor,
+    context: Tensor,
+    before: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    sees: Tensor,
 ) -> Tensor:
     attention = layer.self_attn
     h = layer.input_layernorm(x)

@@ -33,7 +33,7 @@ from specbatch.corpus.template import Template
 from specbatch.corpus.tokenizer import end_ids, load_tokenizer
 from specbatch.inference.arguments import start_timeout_s
 from specbatch.regenerate.speaker import Question, Speaker
-from specbatch.regenerate.voices import Engine
+from specbatch.regenerate.voices import OwnEngine
 from specbatch.rundir import read_json
 from specbatch.target import read_target
 
@@ -129,7 +129,7 @@ class Bench:
         template = Template(load_tokenizer(config), end_ids(config))
         questions = [self._question(template, speaker, row) for row in self._rows.read_text().splitlines()]
         timeout_s = start_timeout_s(config, read_target(config.target.path))
-        with Engine(config, self._folder / "engine.log", speaker.max_tokens, timeout_s) as engine:
+        with OwnEngine(config, self._folder / "engine.log", speaker.max_tokens, timeout_s) as engine:
             say: Callable[[Question], object] = engine.say
             began = time.monotonic()
             with ThreadPoolExecutor(self._options.batch_size) as pool:

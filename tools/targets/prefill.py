@@ -27,7 +27,7 @@ def prefill(target: Path, layers: tuple[int, ...]) -> dict[str, Any]:
 
     from specbatch.drafts.sglang import layer_ids
     from specbatch.inference.capture_server import capture_arguments
-    from specbatch.inference.contract_probe import Proof, Watch
+    from specbatch.inference.contract_probe import LayerRecorder, Proof
     from specbatch.inference.server import CPU_ARGUMENTS, command_line
     from tools.targets.truth import architecture_of, load_truth, states_of
 
@@ -38,7 +38,7 @@ def prefill(target: Path, layers: tuple[int, ...]) -> dict[str, Any]:
         **capture_arguments(layer_ids(architecture_of(target), layers)),
     }  # fmt: skip
     runner = _load(command_line(arguments))
-    watch = Watch(runner.model, runner.model_config.num_hidden_layers)
+    watch = LayerRecorder(runner.model, runner.model_config.num_hidden_layers)
     proof = Proof(layers, type(runner.model).__name__)
     with watch:
         output = _forward(runner, ids.tolist())

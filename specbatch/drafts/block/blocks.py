@@ -64,7 +64,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class BlockChunk:
     """Consecutive blocks, and the rows of ``aux`` that they see. Tensors are int64, on the host."""
 
     keys: slice
@@ -101,7 +101,7 @@ class Blocks:
     target_KA: Tensor
     """For each proposed token of these blocks, the row of ``last`` that it is learnt from; -1 if it is not learnt."""
 
-    def cut(self, size: int, block_size: int, first_slot: int) -> Iterator[Chunk]:
+    def cut(self, size: int, block_size: int, first_slot: int) -> Iterator[BlockChunk]:
         """Cut the blocks into chunks of about the same size.
 
         Args:
@@ -112,7 +112,7 @@ class Blocks:
             for part in torch.arange(len(self.chosen)).tensor_split(-(-len(self.chosen) // size)):
                 yield self._chunk(part, block_size, first_slot)
 
-    def _chunk(self, part: Tensor, block_size: int, first_slot: int) -> Chunk:
+    def _chunk(self, part: Tensor, block_size: int, first_slot: int) -> BlockChunk:
         layout, blocks = self.layout, self.chosen[part]
         row = layout.row_A[blocks]
         first_row, last_row = int(row[0]), int(row[-1])
@@ -124,7 +124,7 @@ class Blocks:
         for k, target_n in enumerate(target_Kn):
             slots = (proposal_M == k).nonzero().flatten()
             targets.append(LossRows(slots, target_n[block_M[slots]]))
-        return Chunk(
+        return BlockChunk(
             keys=keys,
             samples=tuple((first - keys.start, min(end, keys.stop) - keys.start) for first, end in seen),
             row_n=row - keys.start,

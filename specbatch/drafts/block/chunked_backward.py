@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from specbatch.drafts.block.blocks import Chunk
-from specbatch.drafts.block.heads import Gradients
+from specbatch.drafts.block.blocks import BlockChunk
+from specbatch.drafts.block.heads import BlockGradients
 from specbatch.drafts.loss import wider
 from specbatch.drafts.summed_gradients import add_to, given_away, keep
 
 
 @dataclass(frozen=True)
-class Step:
+class ChunkFunctions:
     """The functions that compute a chunk, and how its tensors are divided between them."""
 
-    run: Callable[[Chunk, Sequence[Tensor]], Tensor]
+    run: Callable[[BlockChunk, Sequence[Tensor]], Tensor]
     """Computes the states ``[M, H]`` of a chunk's slots that learn, from the keys and values of each layer that it
     sees."""
-    loss: Callable[[Chunk, Tensor, Gradients | None], Tensor]
+    loss: Callable[[BlockChunk, Tensor, BlockGradients | None], Tensor]
     """Computes the chunk's part of the result from these states (`specbatch.drafts.block.loss.block_loss`)."""
     keys: int
     """Number of tensors of keys and values, over all layers."""
@@ -35,16 +35,19 @@ class Step:
     """Number of parameters that only `loss` reads."""
 
 
-class ChunkedBackward(torch.autograd.Function):
+class BlockChunkedBackward(torch.autograd.Function):
     """Computes the loss of all chunks, and its gradients."""
 
     @staticmethod
-    def forward(ctx, step: Step, chunks: Iterable[Chunk], terms: int, differentiate: bool, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx, step: ChunkFunctions, chunks: Iterable[BlockChunk], terms: int, differentiate: bool, *tensors: Tensor
+    ) -> Tensor:
         """
         Args:
             terms: ``T``.
             differentiate: whether there will be a backward pass.
-            tensors: keys and values, then parameters that `Step.loss` reads, then those that `Step.run` reads.
+            tensors: keys and values, then parameters that `ChunkFunctions.loss` reads, then those that
+                `ChunkFunctions.run` reads.
 
         Returns:
             float ``[2, T]``. Only the sum of the first row may be differentiated.
@@ -63,7 +66,7 @@ class ChunkedBackward(torch.autograd.Function):
             if not differentiate:
                 result += step.loss(chunk, states, None)
                 continue
-            gradients = Gradients(list(of_heads), torch.empty_like(states))
+            gradients = BlockGradients(list(of_heads), torch.empty_like(states))
             result += step.loss(chunk, states.detach(), gradients)
             found = torch.autograd.grad(states, [*seen, *layers], gradients.state_MH)
             del gradients, states

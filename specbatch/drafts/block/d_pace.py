@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from specbatch.drafts import memory
-from specbatch.drafts.block.heads import Heads, Learnt, inputs_of, logits_of
+from specbatch.drafts.block.heads import BlockHeads, Learnt, inputs_of, logits_of
 from specbatch.drafts.loss import wider
 
 PACE_FLOOR = 0.5
 """α of D-PACE: the factor on slots after one that is always wrong."""
 
 
-def pace(state_MH: Tensor, learnt: Learnt, heads: Heads) -> Tensor:
+def pace(state_MH: Tensor, learnt: Learnt, heads: BlockHeads) -> Tensor:
     """Return D-PACE's weights ``[M]``: ``Σ_{u >= k} Π_{v <= u} s_v`` with ``s = (1 - α) q(t) + α`` over the slots of a
     block."""
     order = _order(learnt)
@@ -41,7 +41,7 @@ def _order(learnt: Learnt) -> Tensor:
     return order
 
 
-def _slots_at_a_time(learnt: Learnt, heads: Heads, state_MH: Tensor) -> Sequence[Tensor]:
+def _slots_at_a_time(learnt: Learnt, heads: BlockHeads, state_MH: Tensor) -> Sequence[Tensor]:
     each = 3 * wider(state_MH.dtype).itemsize * len(heads.target_VH)
     size = memory.chunk_positions(each, gpu=state_MH.device.type != "cpu")
     return torch.arange(len(learnt.block_M), device=state_MH.device).split(size)

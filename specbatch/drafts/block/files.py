@@ -63,7 +63,7 @@ def shapes(shape: BlockShape) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedBlock:
     """A draft on disk that fits a run."""
 
     weights: Weights
@@ -134,11 +134,11 @@ class BlockFiles:
         return {"sglang": sglang, "vllm": {"method": self.kind, "num_speculative_tokens": draft_tokens}}.get(engine)
 
     def starting_tensors(
-        self, published: Published, settings: Any, target_head: torch.Tensor
+        self, published: PublishedBlock, settings: Any, target_head: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         return {ours: published.weights.load(theirs) for ours, theirs in published.names.items()}
 
-    def read_published(self) -> Published:
+    def read_published(self) -> PublishedBlock:
         assert self.draft.init_from is not None
         folder = Path(self.draft.init_from).expanduser()
         settings = read_config(folder)
@@ -164,7 +164,7 @@ class BlockFiles:
                     f"{FIELD}: {names[ours]} in {folder} is {list(found)}, and this run's is {list(expected[ours])}"
                     f"{hint}"
                 )
-        return Published(weights, names, tuple(warnings))
+        return PublishedBlock(weights, names, tuple(warnings))
 
     def _refuse_other_kind(self, folder: Path, settings: dict[str, Any]) -> None:
         named = settings.get("architectures") or []

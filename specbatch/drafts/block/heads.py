@@ -16,7 +16,7 @@ from specbatch.target.logits import PLAIN, Logits
 
 
 @dataclass(frozen=True)
-class Heads:
+class BlockHeads:
     """Weights that compute logits from states, for both models."""
 
     norm_H: Tensor
@@ -38,16 +38,16 @@ class Heads:
 
     @property
     def trained(self) -> list[Tensor]:
-        """The trained tensors, in the order of `Gradients.heads`."""
+        """The trained tensors, in the order of `BlockGradients.heads`."""
         return [self.norm_H, *(self.markov or ()), *(self.confidence or ())]
 
 
 @dataclass
-class Gradients:
+class BlockGradients:
     """Gradients of the sum of the weighted losses."""
 
     heads: list[Tensor]
-    """Gradients of `Heads.trained`, accumulated in float32 or wider."""
+    """Gradients of `BlockHeads.trained`, accumulated in float32 or wider."""
     state_MH: Tensor
     """Gradient of the states, in their dtype."""
 
@@ -67,13 +67,13 @@ class Learnt:
     """int64: the token before it."""
 
 
-def inputs_of(state_MH: Tensor, learnt: Learnt, heads: Heads, slots: Tensor) -> tuple[Tensor, Tensor | None]:
+def inputs_of(state_MH: Tensor, learnt: Learnt, heads: BlockHeads, slots: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return normalised states ``[m, H]``, and the pair term's rows of the previous tokens ``[m, r]``."""
     pair = None if heads.markov is None else heads.markov[0][learnt.before_M[slots]]
     return rms_norm(state_MH[slots], heads.norm_H, heads.eps), pair
 
 
-def logits_of(normal_mH: Tensor, pair_mr: Tensor | None, heads: Heads) -> Tensor:
+def logits_of(normal_mH: Tensor, pair_mr: Tensor | None, heads: BlockHeads) -> Tensor:
     """Return logits ``[m, V]``, float32 or wider."""
     logits = product(normal_mH, heads.target_VH.T)
     if pair_mr is not None and heads.markov is not None:
@@ -81,7 +81,7 @@ def logits_of(normal_mH: Tensor, pair_mr: Tensor | None, heads: Heads) -> Tensor
     return logits
 
 
-def sure_of(normal_mH: Tensor, pair_mr: Tensor | None, heads: Heads) -> Tensor | None:
+def sure_of(normal_mH: Tensor, pair_mr: Tensor | None, heads: BlockHeads) -> Tensor | None:
     """Return the log-odds ``[m]`` that the proposals are accepted; None without a confidence head."""
     if heads.confidence is None:
         return None

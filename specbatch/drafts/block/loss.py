@@ -26,7 +26,7 @@ from torch import Tensor
 
 from specbatch.drafts import memory
 from specbatch.drafts.block.d_pace import pace
-from specbatch.drafts.block.heads import Gradients, Heads, Learnt, factor_of, inputs_of, logits_of, sure_of
+from specbatch.drafts.block.heads import BlockGradients, BlockHeads, Learnt, factor_of, inputs_of, logits_of, sure_of
 from specbatch.drafts.block.memory import position_bytes, slot_bytes
 from specbatch.drafts.block.objective import Objective, compare
 from specbatch.drafts.fused import rms_norm
@@ -53,10 +53,10 @@ class _Part:
 def block_loss(
     state_MH: Tensor,
     learnt: Learnt,
-    heads: Heads,
+    heads: BlockHeads,
     objective: Objective,
     weights_T: Tensor,
-    gradients: Gradients | None = None,
+    gradients: BlockGradients | None = None,
     guess_M: Tensor | None = None,
 ) -> Tensor:
     """Compute the loss of the slots that learn.
@@ -85,7 +85,7 @@ def block_loss(
         return result
 
 
-def _means_suffice(state_MH: Tensor, heads: Heads, objective: Objective) -> bool:
+def _means_suffice(state_MH: Tensor, heads: BlockHeads, objective: Objective) -> bool:
     """Return whether `_by_means` can be used. Its gradient is the difference of two means, which would be lost if the
     factors of matrix products were rounded to bfloat16; and its logits must be plain products with the head."""
     exact = factor_of(state_MH) == wider(state_MH.dtype)
@@ -96,12 +96,12 @@ def _means_suffice(state_MH: Tensor, heads: Heads, objective: Objective) -> bool
 def _by_means(
     state_MH: Tensor,
     learnt: Learnt,
-    heads: Heads,
+    heads: BlockHeads,
     objective: Objective,
     weights: Tensor,
     part: _Part,
     pace_M: Tensor | None,
-    gradients: Gradients | None,
+    gradients: BlockGradients | None,
     guess_M: Tensor | None,
 ) -> Tensor:
     """Compute the same as `_by_slots`, without any tensor of the logits' size besides the logits.
@@ -149,12 +149,12 @@ def _by_means(
 def _by_slots(
     state_MH: Tensor,
     learnt: Learnt,
-    heads: Heads,
+    heads: BlockHeads,
     objective: Objective,
     weights: Tensor,
     part: _Part,
     pace_M: Tensor | None,
-    gradients: Gradients | None,
+    gradients: BlockGradients | None,
     guess_M: Tensor | None,
 ) -> Tensor:
     """Compute the loss of the slots that learn from some positions, with `compare`."""
@@ -198,7 +198,13 @@ def _by_slots(
 
 
 def _differentiate(
-    state_MH: Tensor, learnt: Learnt, heads: Heads, slots: Tensor, d_logits: Tensor, d_sure: Tensor, found: Gradients
+    state_MH: Tensor,
+    learnt: Learnt,
+    heads: BlockHeads,
+    slots: Tensor,
+    d_logits: Tensor,
+    d_sure: Tensor,
+    found: BlockGradients,
 ) -> None:
     """Compute the gradients of states and weights from those of logits and estimates."""
     d_norm, *d_others = found.heads
@@ -230,7 +236,7 @@ def _differentiate(
     found.state_MH[slots] = d_state
 
 
-def _parts(state_MH: Tensor, learnt: Learnt, heads: Heads, *, means: bool) -> Iterator[_Part]:
+def _parts(state_MH: Tensor, learnt: Learnt, heads: BlockHeads, *, means: bool) -> Iterator[_Part]:
     """Yield the target positions of a chunk, some at a time.
 
     Args:

@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from specbatch.drafts.attention import OwnKeys, PrefixMask, attend
 from specbatch.drafts.block.anchors import Draw
-from specbatch.drafts.block.blocks import Blocks, Chunk, locate
-from specbatch.drafts.block.chunked_backward import ChunkedBackward, Step
-from specbatch.drafts.block.heads import Gradients, Heads, Learnt
+from specbatch.drafts.block.blocks import BlockChunk, Blocks, locate
+from specbatch.drafts.block.chunked_backward import BlockChunkedBackward, ChunkFunctions
+from specbatch.drafts.block.heads import BlockGradients, BlockHeads, Learnt
 from specbatch.drafts.block.loss import block_loss
 from specbatch.drafts.block.objective import Objective
 from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill, random_matrix
@@ -92,7 +92,7 @@ class BlockSettings:
         return self.block_size - self.first_slot
 
 
-class Attention(nn.Module):
+class BlockAttention(nn.Module):
     """Projections of a layer's attention."""
 
     def __init__(self, settings: BlockSettings) -> None:
@@ -118,13 +118,13 @@ class Attention(nn.Module):
         return projection(x).unflatten(-1, (-1, self.width))
 
 
-class Layer(nn.Module):
+class BlockLayer(nn.Module):
     """A decoder layer, with the names that engines load."""
 
     def __init__(self, settings: BlockSettings) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
-        self.self_attn = Attention(settings)
+        self.self_attn = BlockAttention(settings)
         self.post_attention_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
         self.mlp = MLP(settings.hidden_size, settings.intermediate_size)
 
@@ -158,7 +158,7 @@ class BlockModule(DraftModule):
         hidden, eps, vocab = settings.hidden_size, settings.rms_norm_eps, len(settings.draft_ids)
         self.fc = nn.Linear(settings.aux_width, hidden, bias=False)
         self.hidden_norm = RMSNorm(hidden, eps)
-        self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
+        self.layers = nn.ModuleList(BlockLayer(settings) for _ in range(settings.num_hidden_layers))
         self.norm = RMSNorm(hidden, eps)
         if settings.markov_rank:
             self.markov_head = MarkovHead(vocab, settings.markov_rank)
@@ -210,14 +210,14 @@ class BlockModule(DraftModule):
         head_ids = {id(parameter) for parameter in heads.trained}
         # The projection of the target's states is differentiated once, after all chunks.
         inner = [p for p in self.layers.parameters() if id(p) not in head_ids]
-        step = Step(
+        step = ChunkFunctions(
             run=partial(self._run, pack),
             loss=partial(self._loss, pack, heads, weights),
             keys=len(shared),
             heads=len(heads.trained),
         )
         chunks, differentiate = self._chunks(blocks), torch.is_grad_enabled()
-        return ChunkedBackward.apply(step, chunks, len(weights), differentiate, *shared, *heads.trained, *inner)
+        return BlockChunkedBackward.apply(step, chunks, len(weights), differentiate, *shared, *heads.trained, *inner)
 
     @torch.no_grad()
     def evaluate(self, pack: PackTensors, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +240,7 @@ class BlockModule(DraftModule):
         settings = self.settings
         return blocks.cut(max(1, self.slots_at_once // settings.block_size), settings.block_size, settings.first_slot)
 
-    def _heads(self, pack: PackTensors) -> Heads:
+    def _heads(self, pack: PackTensors) -> BlockHeads:
         assert self.target_head is not None
         dtype = self.norm.weight.dtype
         on_cpu = self.target_head.device.type == "cpu"
@@ -249,7 +249,7 @@ class BlockModule(DraftModule):
             markov = (self.markov_head.markov_w1.weight, self.markov_head.markov_w2.weight)
         if self.settings.confidence:
             confidence = (self.confidence_head.proj.weight, self.confidence_head.proj.bias)
-        return Heads(
+        return BlockHeads(
             norm_H=self.norm.weight,
             eps=self.norm.eps,
             # Converted once for all chunks: a CPU multiplies in float32 or wider.
@@ -271,7 +271,7 @@ class BlockModule(DraftModule):
         rotation = self._rotation(blocks.layout.position_R[blocks.row_C], row)
         return tuple(x for layer in self.layers for x in layer.self_attn.keys(row, rotation))
 
-    def _run(self, pack: PackTensors, chunk: Chunk, shared: Sequence[Tensor]) -> Tensor:
+    def _run(self, pack: PackTensors, chunk: BlockChunk, shared: Sequence[Tensor]) -> Tensor:
         """Return the states ``[M, H]`` before the final norm of a chunk's slots that learn.
 
         Args:
@@ -294,7 +294,7 @@ class BlockModule(DraftModule):
 
     def _layer(
         self,
-        layer: Layer,
+        layer: BlockLayer,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         mask: PrefixMask,
@@ -309,12 +309,12 @@ class BlockModule(DraftModule):
             x, mixed = x[wanted], mixed[wanted]
         return self._saving("all_but_attention", self._finish, layer, x, mixed)
 
-    def _project(self, layer: Layer, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: BlockLayer, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of all slots."""
         h = layer.input_layernorm(x)
         return layer.self_attn.queries(h, rotation), *layer.self_attn.keys(h, rotation)
 
-    def _finish(self, layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
+    def _finish(self, layer: BlockLayer, x: Tensor, mixed: Tensor) -> Tensor:
         """Compute the rest of the layer after attention."""
         x = x + layer.self_attn.o_proj(mixed)
         return x + layer.mlp(layer.post_attention_layernorm(x))
@@ -322,11 +322,11 @@ class BlockModule(DraftModule):
     def _loss(
         self,
         pack: PackTensors,
-        heads: Heads,
+        heads: BlockHeads,
         weights: Tensor,
-        chunk: Chunk,
+        chunk: BlockChunk,
         states: Tensor,
-        gradients: Gradients | None,
+        gradients: BlockGradients | None,
         guess: Tensor | None = None,
     ) -> Tensor:
         token = chunk.token_n[chunk.block_M] + chunk.proposal_M

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from specbatch.drafts.eagle3.config import Eagle3Draft
 from specbatch.drafts.eagle3.hf_config import hf_config
 from specbatch.drafts.eagle3.memory import Shape
-from specbatch.drafts.eagle3.published import EMBEDDING, HEAD, Published, read_published, shapes, starting_tensors
+from specbatch.drafts.eagle3.published import EMBEDDING, HEAD, PublishedEagle3, read_published, shapes, starting_tensors
 from specbatch.target import TargetShape
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Eagle3Files:
             own_embedding=EMBEDDING in tensors,
         )
 
-    def read_published(self) -> Published:
+    def read_published(self) -> PublishedEagle3:
         return read_published(self.draft, self.target, self.shape, self.aux_layers)
 
     def starting_tensors(self, published: Any, settings: Any, target_head: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -67,7 +67,7 @@ def shapes(shape: Shape, draft_vocab: int) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedEagle3:
     """A draft on disk that fits a run."""
 
     weights: Weights
@@ -78,7 +78,9 @@ class Published:
     warnings: tuple[str, ...]
 
 
-def read_published(draft: Eagle3Draft, target: TargetShape, shape: Shape, aux_layers: tuple[int, ...]) -> Published:
+def read_published(
+    draft: Eagle3Draft, target: TargetShape, shape: Shape, aux_layers: tuple[int, ...]
+) -> PublishedEagle3:
     """Read and check the draft that a run starts from.
 
     Raises:
@@ -122,7 +124,7 @@ def read_published(draft: Eagle3Draft, target: TargetShape, shape: Shape, aux_la
             raise UserError(
                 f"{FIELD}: {names[ours]} in {folder} is {list(found)}, and this run's is {list(expected[ours])}{hint}"
             )
-    return Published(weights, names, _ids(weights, maps, rows, target.vocab, folder), tuple(warnings))
+    return PublishedEagle3(weights, names, _ids(weights, maps, rows, target.vocab, folder), tuple(warnings))
 
 
 def _hint(name: str, settings: dict[str, Any], found: tuple[int, ...]) -> str:
@@ -136,7 +138,7 @@ def _hint(name: str, settings: dict[str, Any], found: tuple[int, ...]) -> str:
 
 
 def starting_tensors(
-    published: Published, draft_ids: tuple[int, ...], target_head: torch.Tensor
+    published: PublishedEagle3, draft_ids: tuple[int, ...], target_head: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return the parameters to start with, by our names, as stored.
 

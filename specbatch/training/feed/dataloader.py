@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Turn:
+class MicroBatch:
     """One micro-batch: this rank's ``index``-th pack of a step."""
 
     step: int
@@ -48,13 +48,13 @@ class PackLoader(BaseDataLoader):
         self.step = 0
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Yield a `Turn` under ``input``, with empty labels: the loss does not need them, and torchtitan would make the
-        host wait for the device at each copy of labels."""
+        """Yield a `MicroBatch` under ``input``, with empty labels: the loss does not need them, and torchtitan would make
+        the host wait for the device at each copy of labels."""
         while True:
             packs = self._steps.facts(self.step + 1).packs
             for index, pack in enumerate(packs):
                 tokens = sum(len(self._corpus.sample(sample).loss_mask) for sample in pack.samples)
-                turn = Turn(self.step + 1, index, last=index + 1 == len(packs), tokens=tokens)
+                turn = MicroBatch(self.step + 1, index, last=index + 1 == len(packs), tokens=tokens)
                 self.step += turn.last
                 yield {"input": turn}, torch.empty((1, 0), dtype=torch.int64)
 

@@ -25,7 +25,7 @@ from specbatch.process_log import log_tail
 from specbatch.restart_policy import RestartPolicy
 from specbatch.rundir import RunDir
 from specbatch.training import EXIT_ATTEMPT, EXIT_FINAL, EXIT_USER
-from specbatch.training.process.node import ALONE, Place
+from specbatch.training.process.node import ALONE, TrainingNode
 from specbatch.training.process.rendezvous import LOOPBACK, ManyNodes, OneNode
 from specbatch.training.process.signals import ask_to_stop, watch
 
@@ -39,7 +39,7 @@ _NO_CURE = {EXIT_USER, EXIT_FINAL, EXIT_ATTEMPT}
 """Exit codes of ranks that would fail in the same way after a restart."""
 
 
-def main(run_dir: Path, attempt: int, starts: int = 0, place: Place = ALONE) -> None:
+def main(run_dir: Path, attempt: int, starts: int = 0, place: TrainingNode = ALONE) -> None:
     """Train with all ranks of this node; returns when training has reached its last step or was stopped.
 
     Args:

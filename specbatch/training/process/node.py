@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingNode:
     """A node among the training nodes."""
 
     node: int
@@ -15,4 +15,4 @@ class Place:
     """The address at which other nodes reach this one."""
 
 
-ALONE = Place(0, 1, "127.0.0.1")
+ALONE = TrainingNode(0, 1, "127.0.0.1")

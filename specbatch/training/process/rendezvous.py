@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousHandler, Rendezvo
 from specbatch.errors import AttemptError
 from specbatch.free_ports import free_ports
 from specbatch.rundir import RunDir, read_json, write_json
-from specbatch.training.process.node import Place
+from specbatch.training.process.node import TrainingNode
 
 LOOPBACK = "127.0.0.1"
 _WAIT_S, _POLL_S = 300.0, 0.2
@@ -73,7 +73,7 @@ class ManyNodes(OneNode):
         place: position of this node.
     """
 
-    def __init__(self, paths: RunDir, attempt: int, starts: int, place: Place) -> None:
+    def __init__(self, paths: RunDir, attempt: int, starts: int, place: TrainingNode) -> None:
         super().__init__(f"attempt-{attempt}")
         self._paths, self._attempt, self._place = paths, attempt, place
         self._folder = paths.attempt(attempt) / "training" / str(starts)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from specbatch.config import Config, Data, Run, Target
 from specbatch.drafts.base import algorithm_of
 from specbatch.drafts.eagle3.config import Eagle3Draft
-from specbatch.drafts.eagle3.published import Published, starting_tensors
+from specbatch.drafts.eagle3.published import PublishedEagle3, starting_tensors
 from specbatch.errors import UserError
 from specbatch.export import export
 from specbatch.target import TargetShape, lm_head, read_target
@@ -58,7 +58,7 @@ def config_for(target: Path, draft: Path, **changes: object) -> Config:
     )
 
 
-def read_published(config: Config, target: TargetShape) -> Published:
+def read_published(config: Config, target: TargetShape) -> PublishedEagle3:
     return algorithm_of(config, target).files.read_published()
 
 
