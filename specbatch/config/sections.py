@@ -147,7 +147,7 @@ class Training:
     """Ranks that train each pack together, for samples that are too long for one GPU. They exchange the keys and values
     of the first unrolled step, and nothing else. Each still needs host memory for whole packs."""
     columns_at_once: Count | None = None
-    """Live columns (positions that enter the loss) whose activations are in memory at the same time. Not given: 512 on
+    """Live columns (positions that enter the loss) whose activations are in memory at the same time. Not given: 1024 on
     a CPU, 256 slots there for block drafts, and 2048 on a GPU. The result does not depend on it, except for
     rounding."""
     recompute: Literal["none", "all_but_attention", "all"] = "none"

@@ -113,6 +113,11 @@ class Corpus:
         source, _, place = self._find(i)
         return Sample(source.tokens(place), source.mask(place), source.images(place))
 
+    def image_folders(self) -> set[Path]:
+        """Return the directories of all images that are files, those of the held-out data included."""
+        held = self.heldout.image_folders() if self.heldout is not None else set()
+        return held.union(*(source.image_folders() for source in self._sources))
+
     def place(self, i: int) -> str:
         """Return the file and line of a sample."""
         source, name, place = self._find(i)

@@ -117,6 +117,11 @@ class StoredSamples:
         found = self._images[self._start(self._image_ends, i) : self._image_ends[i]].tobytes()
         return msgspec.json.decode(found, type=tuple[Image, ...]) if found else ()
 
+    def image_folders(self) -> set[Path]:
+        """Return the directories of all images that are files."""
+        images = (image for i in range(len(self)) for image in self.images(i)) if self._has_images else ()
+        return {Path(image.source).parent for image in images if not image.source.startswith("data:")}
+
     @cached_property
     def _has_images(self) -> bool:
         path = self.folder / "images.bin"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from specbatch.config import Config
@@ -33,10 +33,19 @@ def check_shared_paths(config: Config, further: Mapping[str, Path] | None = None
     Raises:
         UserError: nodes can't see one of them, or it does not exist.
     """
+    return _check(config, [*_places(config), *(further or {}).items()])
+
+
+def check_image_folders(config: Config, folders: Iterable[Path]) -> list[str]:
+    """Check the directories of images, which engines read. Returns and raises the same as `check_shared_paths`."""
+    return _check(config, [("data.images", folder) for folder in folders])
+
+
+def _check(config: Config, places: Iterable[tuple[str, Path]]) -> list[str]:
     unsure: list[str] = []
     shared = [Path(folder).expanduser().resolve() for folder in config.slurm.shared_dirs]
     seen: set[Path] = set()
-    for key, path in [*_places(config), *(further or {}).items()]:
+    for key, path in places:
         real = path.resolve()
         if real in seen or (key != "run.dir" and real.is_relative_to(Path(config.run.dir).resolve())):
             continue

@@ -34,7 +34,7 @@ from specbatch.slurm.first_rows import check_first_rows
 from specbatch.slurm.jobs import read_jobs, record_job
 from specbatch.slurm.prepare_job import cpus_for, submit_preparation
 from specbatch.slurm.script import SCRIPT, component_count, parts_of, render, requests
-from specbatch.slurm.shared_paths import check_shared_paths
+from specbatch.slurm.shared_paths import check_image_folders, check_shared_paths
 from specbatch.slurm.states import SQUEUE_FORMAT, Condition, JobState, job_state, parse_squeue
 from specbatch.status_file import is_complete
 
@@ -236,7 +236,7 @@ def _check_here(config: Config, warn: Say, say: Say) -> _Checked:
         return _Checked(config, cluster, words, None)
     say("reading the first rows of the data")
     first = check_first_rows(config)
-    for warning in first.warnings:
+    for warning in [*first.warnings, *check_image_folders(config, first.image_folders)]:
         warn(warning)
     return _Checked(config, cluster, words, first.left_s)
 

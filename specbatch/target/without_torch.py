@@ -9,11 +9,16 @@ import importlib.util
 import os
 import sys
 from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specbatch.config import Config
 
 
-def without_torch() -> None:
-    """Hide torch from transformers in this process, if neither has been imported yet."""
-    if {"torch", "transformers"} & sys.modules.keys():
+def without_torch(config: Config) -> None:
+    """Hide torch from transformers in this process, if neither has been imported yet, unless the target's own code or
+    its image processor may need it."""
+    if config.target.trust_remote_code or config.data.images or {"torch", "transformers"} & sys.modules.keys():
         return
     find = importlib.util.find_spec
 

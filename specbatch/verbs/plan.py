@@ -57,8 +57,7 @@ def plan(arguments: list[str]) -> int:
         return 0
     from specbatch.target.without_torch import without_torch
 
-    if not config.target.trust_remote_code:
-        without_torch()
+    without_torch(config)
     known = Known(options.like, engine, trainer, peak)
     with in_file(options.config):
         found = budget(config, known)

@@ -48,7 +48,7 @@ class PackLoader(BaseDataLoader):
         self.step = 0
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Yield a `MicroBatch` under ``input``, with empty labels: the loss does not need them, and torchtitan would make
+        """Yield a `MicroBatch` under ``input``, with empty labels: the loss needs none, and torchtitan would make
         the host wait for the device at each copy of labels."""
         while True:
             packs = self._steps.facts(self.step + 1).packs
