@@ -145,7 +145,9 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **inference: Any) -> Iterator[Stage]:
+def stage(
+    folder: Path, target: Path, texts: list[str], *, window_bytes: int, tokens_per_pack: int = 256, **inference: Any
+) -> Iterator[Stage]:
     """A run whose store is planned to hold ``window_bytes``."""
     (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = Config(
@@ -154,12 +156,12 @@ def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **
         data=Data(
             train=[str(folder / "data.jsonl")],
             loss_on="all",
-            max_tokens=256,
+            max_tokens=tokens_per_pack,
             workers=1,
             cache_dir=str(folder / "cache"),
         ),
         draft=Eagle3Draft(vocab_size=None),
-        training=Training(tokens_per_pack=256, packs_per_step=2),
+        training=Training(tokens_per_pack=tokens_per_pack, packs_per_step=2),
         inference=Inference(threads=1, heartbeat_s=1.0, **inference),
     )
     corpus = corpus_of(prepare(config))
@@ -190,7 +192,9 @@ def stage(folder: Path, target: Path, texts: list[str], *, window_bytes: int, **
             client_secret=keys.client_secret,
             checksum_seed=keys.checksum_seed,
         )
-        store = stack.enter_context(contextlib.closing(StoreClient(rendezvous, Store(), segment_bytes=64 << 20)))
+        store = stack.enter_context(
+            contextlib.closing(StoreClient(rendezvous, Store(), segment_bytes=max(64 << 20, 2 * window_bytes)))
+        )
         server = Server(
             dispatcher,
             keys,

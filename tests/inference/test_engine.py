@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from specbatch.dispatch.client import Client
 from specbatch.errors import RunError
 from specbatch.inference.engine import Engine
+from specbatch.inference.pace import MOST_IN_FLIGHT
 from tests.inference.lab import engine_processes, schedulers
 from tests.inference.run import Stage, Trainer, in_thread, stage
 
@@ -96,6 +97,29 @@ def test_an_engine_leaves_while_it_starts(tmp_path: Path, tiny_target: Path) -> 
         assert not thread.is_alive()
         assert failures == []
     assert engine_processes(tmp_path) == []
+
+
+def test_an_engine_is_never_idle_with_a_target_so_small_that_it_is_fast(tmp_path: Path, tiny_target: Path) -> None:
+    words = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] + str((i + j) % 97) for j in range(80)) for i in range(1200)]
+    with (
+        stage(tmp_path, tiny_target, words, window_bytes=400 << 20, tokens_per_pack=1024) as made,
+        contextlib.closing(Client(made.rendezvous)) as client,
+        contextlib.closing(Client(made.rendezvous)) as rank,
+    ):
+        rank.join(0, 1, made.store.segment, 400 << 20, 0)
+        engine = made.engine(client, stuck_s=60.0)
+        thread, failures = in_thread(engine.run)
+        packs, idle = 2 * made.plan.steps, []
+        while not failures and (stored := sum(name == "stored" for name, _ in made.events)) < packs - MOST_IN_FLIGHT:
+            time.sleep(0.005)
+            if stored:
+                idle.append(not engine.in_flight.claims)
+        rate = engine.pace.tokens_per_s
+        client.drain("the test has seen enough")
+        thread.join(60)
+        assert failures == []
+        print(f"{rate:,.0f} tokens/s, idle in {sum(idle)} of {len(idle)} looks")
+        assert sum(idle) <= 0.02 * len(idle)
 
 
 def test_an_engine_that_never_starts_is_given_up_with_its_log(tmp_path: Path, tiny_target: Path) -> None:
