@@ -46,6 +46,34 @@ class ConnectionFile(msgspec.Struct, frozen=True):
     work: Work = "packs"
     """What can be claimed. An attempt that answers prompts and then trains has first one, then the other."""
 
+    @classmethod
+    def new(
+        cls,
+        keys: Keys,
+        *,
+        run: str,
+        attempt: int,
+        host: str,
+        dispatcher_port: int,
+        master_port: int = 0,
+        metrics_port: int = 0,
+        work: Work = "packs",
+    ) -> ConnectionFile:
+        """Return the addresses with those of the keys that others may have; ports are 0 of what is not there."""
+        return cls(
+            run=run,
+            attempt=attempt,
+            host=host,
+            master_port=master_port,
+            metrics_port=metrics_port,
+            dispatcher_port=dispatcher_port,
+            server_public=keys.server_public,
+            client_public=keys.client_public,
+            client_secret=keys.client_secret,
+            checksum_seed=keys.checksum_seed,
+            work=work,
+        )
+
 
 class Keys(msgspec.Struct, frozen=True):
     """All keys of an attempt. The server's secret key never leaves the head's memory."""

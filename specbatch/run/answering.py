@@ -85,17 +85,12 @@ def answer_all(run_dir: RunDir, attempt: int, host: str) -> bool:
     server = Server(
         dispatcher, keys, host, run=run, attempt=attempt, event=events.write, remove_prefix=lambda prefix: None
     )
-    rendezvous = ConnectionFile(
+    rendezvous = ConnectionFile.new(
+        keys,
         run=run,
         attempt=attempt,
         host=host,
-        master_port=0,
-        metrics_port=0,
         dispatcher_port=server.port,
-        server_public=keys.server_public,
-        client_public=keys.client_public,
-        client_secret=keys.client_secret,
-        checksum_seed=keys.checksum_seed,
         work="prompts",
     )
     with contextlib.closing(events), server:

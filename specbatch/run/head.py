@@ -98,17 +98,14 @@ def serving(run_dir: RunDir, attempt: int, config: Config, host: str) -> Iterato
     with contextlib.ExitStack() as stack:
         stack.callback(events.close)
         master = None if recorded else stack.enter_context(Master(host, master_log))
-        rendezvous = ConnectionFile(
+        rendezvous = ConnectionFile.new(
+            keys,
             run=os.urandom(8).hex(),
             attempt=attempt,
             host=host,
             master_port=master.rpc_port if master else 0,
             metrics_port=master.metrics_port if master else 0,
             dispatcher_port=0,
-            server_public=keys.server_public,
-            client_public=keys.client_public,
-            client_secret=keys.client_secret,
-            checksum_seed=keys.checksum_seed,
         )
         store = None if recorded else StoreClient(rendezvous, store_of(config, "head"))
         if store is not None:

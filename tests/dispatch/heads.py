@@ -51,17 +51,12 @@ def make_head(keys: Keys | None = None) -> Head:
         event=lambda event, /, **facts: head.write_event(event, **facts),
         remove_prefix=lambda prefix: head.remove_prefix(prefix),
     )
-    rendezvous = ConnectionFile(
+    rendezvous = ConnectionFile.new(
+        keys,
         run="ab",
         attempt=3,
         host="127.0.0.1",
-        master_port=0,
-        metrics_port=0,
         dispatcher_port=server.port,
-        server_public=keys.server_public,
-        client_public=keys.client_public,
-        client_secret=keys.client_secret,
-        checksum_seed=keys.checksum_seed,
     )
     head = Head(server, rendezvous, plan)
     return head

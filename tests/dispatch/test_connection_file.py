@@ -15,17 +15,14 @@ from specbatch.errors import RunError
 
 def make_rendezvous(attempt: int = 1) -> ConnectionFile:
     keys = Keys.new()
-    return ConnectionFile(
+    return ConnectionFile.new(
+        keys,
         run="0123456789abcdef",
         attempt=attempt,
         host="127.0.0.1",
         master_port=1,
         metrics_port=2,
         dispatcher_port=3,
-        server_public=keys.server_public,
-        client_public=keys.client_public,
-        client_secret=keys.client_secret,
-        checksum_seed=keys.checksum_seed,
     )
 
 

@@ -71,17 +71,13 @@ class Lab:
 def new_rendezvous(path: Path, host: str, port: int) -> ConnectionFile:
     """Publish a rendezvous whose store is real."""
     keys = Keys.new()
-    rendezvous = ConnectionFile(
+    rendezvous = ConnectionFile.new(
+        keys,
         run=RUN,
         attempt=ATTEMPT,
         host=host,
         master_port=port,
-        metrics_port=0,
         dispatcher_port=0,
-        server_public=keys.server_public,
-        client_public=keys.client_public,
-        client_secret=keys.client_secret,
-        checksum_seed=keys.checksum_seed,
     )
     publish(path, rendezvous)
     return rendezvous

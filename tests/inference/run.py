@@ -180,17 +180,14 @@ def stage(
     )
     keys = Keys.new()
     with Master("127.0.0.1", folder / "master.log") as master, contextlib.ExitStack() as stack:
-        rendezvous = ConnectionFile(
+        rendezvous = ConnectionFile.new(
+            keys,
             run="5eed",
             attempt=ATTEMPT,
             host="127.0.0.1",
             master_port=master.rpc_port,
             metrics_port=master.metrics_port,
             dispatcher_port=0,
-            server_public=keys.server_public,
-            client_public=keys.client_public,
-            client_secret=keys.client_secret,
-            checksum_seed=keys.checksum_seed,
         )
         store = stack.enter_context(
             contextlib.closing(StoreClient(rendezvous, Store(), segment_bytes=max(64 << 20, 2 * window_bytes)))

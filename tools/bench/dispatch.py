@@ -120,17 +120,12 @@ def through_the_server(packs: int, packs_per_step: int, batch: int, engines: int
         event=lambda event, /, **facts: events.append(event),
         remove_prefix=lambda prefix: 0,
     )
-    rendezvous = ConnectionFile(
+    rendezvous = ConnectionFile.new(
+        keys,
         run="ab",
         attempt=1,
         host="127.0.0.1",
-        master_port=0,
-        metrics_port=0,
         dispatcher_port=server.port,
-        server_public=keys.server_public,
-        client_public=keys.client_public,
-        client_secret=keys.client_secret,
-        checksum_seed=keys.checksum_seed,
     )
     cores = sorted(os.sched_getaffinity(0))
     others = set(cores[1:]) or set(cores)
