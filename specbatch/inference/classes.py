@@ -22,6 +22,11 @@ from specbatch.errors import UserError
 _PACKAGE = "sglang.srt.models"
 _OTHERS = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 """If this variable is set, classes may come from anywhere."""
+_LOADED_IN_PART = {
+    "Llama4ForCausalLM": "leaves the experts' weights of this class as they were before loading; the published "
+    "checkpoints are of the class Llama4ForConditionalGeneration, which it loads whole",
+}
+"""Classes whose states would be those of a model with random weights, and what is wrong with each."""
 _NEAR = 6
 _DRAFTS = ("NextN", "MTP", "Eagle", "Eagle3")
 """Suffixes of the names of drafts."""
@@ -48,11 +53,14 @@ def check_class(architecture: str, where: Path) -> None:
         where: the target's directory, for the message.
 
     Raises:
-        UserError: it does not. Nothing is checked if SGLang is not installed.
+        UserError: it does not, or is not loaded whole. Nothing is checked if SGLang is not installed.
     """
     folder = _folder()
     if folder is None or not architecture or architecture in DELEGATING or os.environ.get(_OTHERS):
         return
+    if why := _LOADED_IN_PART.get(architecture):
+        version = importlib.metadata.version("sglang")
+        raise UserError(f"target.path: {where} is a {architecture}, and SGLang {version} {why}")
     sources = [path for path in folder.rglob("*.py") if _defines(path, architecture)]
     if any(_captures(_name(folder, path), architecture) for path in sources):
         return

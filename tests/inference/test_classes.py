@@ -48,6 +48,10 @@ def test_a_class_that_does_not_capture_is_refused_with_near_ones():
     assert "hands out no hidden states of its class PixtralForConditionalGeneration" in message
     assert f"for {len(capturing_classes())} classes; near ones are" in message
     assert "MistralForCausalLM" in message.split("near ones are")[1]
+    with pytest.raises(
+        UserError, match=r"Llama4ForCausalLM, and SGLang .* leaves the experts' weights .* Llama4ForCond"
+    ):
+        check_class("Llama4ForCausalLM", HERE)
     with pytest.raises(UserError, match="has no class of that name"):
         check_class("NoSuchForCausalLM", HERE)
 
