@@ -73,7 +73,7 @@ def packages_seen(place: CheckTask, folder: Path, requires: list[str], left_out:
     code = (
         "import sys, msgspec; from pathlib import Path; from specbatch.config import load_config; "
         "from specbatch.doctor import site; root = Path(sys.argv[1]); "
-        "place = site.Place(load_config(root / 'config.yaml'), 'training', root); "
+        "place = site.CheckTask(load_config(root / 'config.yaml'), 'training', root); "
         "print(msgspec.json.encode(site.packages(place)).decode())"
     )
     path = os.pathsep.join([str(folder), str(Path(site.__file__).parents[2])])

@@ -23,9 +23,9 @@ from torch.distributed.elastic.agent.server.api import WorkerSpec
 from specbatch.rundir import RunDir
 from specbatch.training.process.agent import Agent
 from specbatch.training.process.rendezvous import ManyNodes
-from specbatch.training.process.node import Place
+from specbatch.training.process.node import TrainingNode
 
-place = Place(int(sys.argv[2]), 2, "127.0.0.1")
+place = TrainingNode(int(sys.argv[2]), 2, "127.0.0.1")
 rank = '''
 import os, signal, sys, time
 said = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]
