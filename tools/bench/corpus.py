@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=6, help="messages of a conversation")
     parser.add_argument("--words", type=int, default=620, help="words of a conversation")
+    parser.add_argument("--made-up", action="store_true", help="sizes and beside: made-up words instead of English")
     parser.add_argument("--plan-samples", type=int, default=5_000_000)
     parser.add_argument("--plan-tokens", type=float, default=6e9)
     options = parser.parse_args()
@@ -77,7 +78,7 @@ def over_sizes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     times, found = [], {}
     for size in sorted(options.sizes):
         source = folder / f"{size}.jsonl"
-        write(source, size, options.turns, options.words)
+        write(source, size, options.turns, options.words, options.made_up)
         made = prepared(options, folder, source)
         print(f"{size:,} conversations: {made}", flush=True)
         times.append((size, made.seconds))
@@ -89,7 +90,7 @@ def over_sizes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def beside_tokenizer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Preparation and the tokenizer alone, one after the other."""
     source, walls, cpus, speeds = folder / "beside.jsonl", [], [], []
-    write(source, options.beside, options.turns, options.words)
+    write(source, options.beside, options.turns, options.words, options.made_up)
     for _ in range(options.rounds):
         alone = tokenizer_alone(options, source)
         made = prepared(options, folder, source)
@@ -161,13 +162,16 @@ def exponent(times: list[tuple[int, float]]) -> float:
     return round(slope, 3)
 
 
-def write(path: Path, conversations: int, turns: int, words: int) -> None:
-    """Write a file of conversations, whose messages are cut out of sentences of Python's manual in random order."""
+def write(path: Path, conversations: int, turns: int, words: int, made_up: bool = False) -> None:
+    """Write a file of conversations, whose messages are cut out of sentences of Python's manual in random order, or of
+    3,000 made-up words, which a tokenizer keeps in its cache: the hardest comparison with the tokenizer alone."""
     draw = random.Random(0)
     sentences = [part.split() for part in re.split(r"(?<=[.:;])\s+", "\n".join(topics.values()))]
+    language = ["".join(draw.choices("etaoinshrdlucmfwyp", k=2 + i // 400)) for i in range(3000)]
+    weights = [1 / (i + 3) for i in range(len(language))]
     with path.open("w", encoding="utf-8") as file:
         for _ in range(conversations):
-            text: list[str] = []
+            text = draw.choices(language, weights, k=words) if made_up else []
             while len(text) < words:
                 text += draw.choice(sentences)
             each = max(1, words // turns)
