@@ -88,16 +88,16 @@ def test_torch_and_numpy_are_all_that_the_program_needs(only: str) -> None:
 @pytest.mark.light
 def test_its_last_line_has_both_rates_and_peaks_and_the_losses_are_the_same() -> None:
     command = [
-        sys.executable, str(STEP), "--tokens", "1024", "--loss-fraction", "1", "--ttt-steps", "3", "--threads", "1",
+        sys.executable, str(STEP), "--tokens", "2048", "--loss-fraction", "1", "--ttt-steps", "3", "--threads", "1",
         "--repeat", "0",
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ratio"] == pytest.approx(found["tokens_per_s"] / found["plain_tokens_per_s"])
     assert found["loss"] == pytest.approx(found["plain_loss"], rel=1e-6)
-    # Fewer tokens would not do: what the allocator keeps is then as large as what the pieces save.
+    # Fewer tokens would not do: a CPU takes 1,024 columns at once, and the allocator keeps as much as one chunk saves.
     assert 0 < found["peak_bytes"] < 0.6 * found["plain_peak_bytes"]
-    assert found["tokens"] == 1024
+    assert found["tokens"] == 2048
 
 
 def test_the_published_algorithm_gives_the_same_loss_and_gradients() -> None:
