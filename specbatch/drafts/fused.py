@@ -65,21 +65,24 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 @Fused
 def compare(logits_NV: Tensor, truth_NV: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the cross-entropy against a distribution, and its gradient. Its results can't be differentiated.
+    """Compute the cross-entropy against a distribution, and its gradient, which takes the place of the logits. Its
+    results can't be differentiated.
 
     Args:
-        logits_NV: the draft's logits, float32 or wider.
+        logits_NV: the draft's logits, float32 or wider; overwritten.
         truth_NV: the target's distribution.
         weight: scalar weight of each row's cross-entropy.
 
     Returns:
         the weighted cross-entropy and the most likely token of each row, and the gradient of the logits.
     """
-    log_q = logits_NV.log_softmax(-1)
-    cross_entropy_N = -(truth_NV * log_q).sum(-1) * weight
-    likely_N = log_q.max(-1).indices
     # In place: on a CPU, memory for each intermediate result would take longer than its arithmetic.
-    return cross_entropy_N, likely_N, log_q.exp_().sub_(truth_NV).mul_(weight)
+    peak_N, likely_N = logits_NV.max(-1)
+    logits_NV -= peak_N[:, None]
+    expected_N = (truth_NV * logits_NV).sum(-1)
+    total_N = logits_NV.exp_().sum(-1)
+    logits_NV *= (weight / total_N)[:, None]
+    return (total_N.log() - expected_N) * weight, likely_N, logits_NV.addcmul_(truth_NV, weight, value=-1)
 
 
 @Fused

@@ -114,44 +114,46 @@ def _distill(
     size = chunk_positions(each, gpu=gpu)
     ends = [chosen.target_M[[0, -1]].tolist() for chosen in loss_rows if len(chosen.target_M)]
     begin, end = min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1
-    # Gradients of all unrolled steps together, for one product with the head in each direction. Allocated once: on a
-    # CPU, new memory of this size takes longer than writing to it.
-    most = min(size, max((len(chosen.row_M) for chosen in loss_rows), default=0)) if gradients is not None else 0
-    d_logits_MV = head.new_empty(len(loss_rows) * most, vocab, dtype=factor)
+    # Logits of all unrolled steps together, for one product with the head in each direction; their gradients take their
+    # place if they have the same dtype. Allocated once: on a CPU, new memory of this size takes longer than writing to it.
+    in_place = factor == wide
+    kept = in_place or gradients is not None
+    most = min(size, max((len(chosen.row_M) for chosen in loss_rows), default=0)) if kept else 0
+    logits_MV = head.new_empty(len(loss_rows) * most, vocab, dtype=factor)
     for first in range(begin, end, size):
         last = heads.last_PH[first : min(first + size, end)]
         truth = logits_of_target(last, heads.target_VH, heads.target_bias_V, heads.target_logits).softmax(-1)
         likely = truth.max(-1).indices
         bounds = torch.tensor([first, first + size])
         parts = [slice(*torch.searchsorted(chosen.target_M, bounds).tolist()) for chosen in loss_rows]
-        rows: list[tuple[int, Tensor]] = []
-        states: list[Tensor] = []
+        rows = [
+            (step, loss_rows[step].row_M[part].to(device, non_blocking=True))
+            for step, part in enumerate(parts)
+            if part.stop > part.start
+        ]
+        if not rows:
+            continue
+        state_MH = torch.cat([states_NH[step][row] for step, row in rows])
+        normal_MH = state_MH if heads.norm_H is None else rms_norm(state_MH, heads.norm_H, heads.eps)
+        if in_place:
+            torch.mm(normal_MH.to(wide), head.T.to(wide), out=logits_MV[: len(normal_MH)])
         done = 0
-        for step, (chosen, part) in enumerate(zip(loss_rows, parts, strict=True)):
-            count = part.stop - part.start
-            if not count:
-                continue
-            row = chosen.row_M[part].to(device, non_blocking=True)
-            here = _selection(chosen.target_M[part] - first, device)
-            state = states_NH[step][row]
-            normal = state if heads.norm_H is None else rms_norm(state, heads.norm_H, heads.eps)
-            logits = product(normal, head.T)
-            del normal
+        for step, row in rows:
+            here = _selection(loss_rows[step].target_M[parts[step]] - first, device)
+            space = slice(done, done + len(row))
+            logits = logits_MV[space] if in_place else product(normal_MH[space], head.T)
             loss, guess, d_logit = heads.compare(logits, truth[here], weights[step])
-            del logits
             result[0, step] += loss.sum()
             result[1, step] += (guess == likely[here]).sum()
             if guesses is not None:
-                guesses[step][part] = guess
-            if gradients is not None:
-                rows.append((step, row))
-                states.append(state)
-                d_logits_MV[done : done + count] = d_logit
-                done += count
-            del d_logit
-        del truth
-        if gradients is not None and rows:
-            _differentiate(gradients, rows, torch.cat(states), d_logits_MV[:done], heads)
+                guesses[step][parts[step]] = guess
+            if gradients is not None and not (in_place and d_logit is logits):
+                logits_MV[space] = d_logit
+            del logits, d_logit
+            done += len(row)
+        del truth, normal_MH
+        if gradients is not None:
+            _differentiate(gradients, rows, state_MH, logits_MV[:done], heads)
     return result
 
 

@@ -19,13 +19,13 @@ WIDE = 4
 
 
 def position_bytes(vocab: int, hidden: int, steps: int, *, wide: int, value: int, factor: int) -> int:
-    """Return the bytes that a target position takes while its loss is computed: the gradients of all its logits, and
-    besides them the inputs of logits, or what is computed from their gradients.
+    """Return the bytes that a target position takes while its loss is computed: the logits of all unrolled steps or
+    their gradients, and besides them the inputs of logits, or what is computed from the gradients.
 
     Args:
         wide, value, factor: bytes of a logit, of a weight, and of a logit's gradient if it is kept.
     """
-    compared = 5 * wide * vocab + steps * hidden * value
+    compared = 4 * wide * vocab + 2 * steps * hidden * value
     return vocab * steps * factor + max(compared, steps * hidden * normalised_bytes(value, wide))
 
 
