@@ -66,21 +66,12 @@ def make_case(options: argparse.Namespace, device: torch.device, dtype: torch.dt
     draw = Draw(0, most_a_sample(known, options.anchors) if options.anchors else None)
     gpu = device.type != "cpu"
     settings = BlockSettings(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
+        shape=shape,
         rms_norm_eps=1e-5,
-        rope=Rope(head_dim, 1e5, 1 << 18),
-        aux_width=contract.widths["aux"],
-        block_size=shape.block_size,
-        first_slot=shape.first_slot,
-        mask_token_id=vocab - 1,
+        rope=Rope(shape.head_dim, 1e5, 1 << 18),
+        mask_token_id=shape.vocab - 1,
         draw=draw,
         objective=Objective(distribution=1.0),
-        draft_ids=range(vocab),
         slots_at_once=options.columns_at_once or default_slots_at_once(gpu=gpu),
         recompute=options.recompute,
     )

@@ -47,19 +47,11 @@ def make_case(options: argparse.Namespace, device: torch.device, dtype: torch.dt
         shape = replace(shape, draft_vocab=options.draft_vocab)
     contract = Eagle3Contract((0, 1, 2), shape.hidden)
     config = Eagle3Settings(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+        shape=shape,
         rms_norm_eps=1e-5,
         rope=Rope(shape.head_dim, 1e5, 1 << 18),
         ttt_steps=options.ttt_steps,
         draft_ids=tuple(range(shape.draft_vocab)),
-        aux_width=contract.widths["aux"],
-        fc_norm=shape.fc_norm,
-        norm_output=shape.norm_output,
-        embedding_rows=shape.vocab if shape.own_embedding else 0,
     )
     generator = torch.Generator().manual_seed(0)
     meta = device.type == "meta"

@@ -7,6 +7,7 @@ import torch
 
 from specbatch.drafts.block.anchors import Draw, anchors
 from specbatch.drafts.block.contract import BlockContract
+from specbatch.drafts.block.memory import BlockShape
 from specbatch.drafts.block.model import BlockModule, BlockSettings
 from specbatch.drafts.block.objective import Objective
 from specbatch.drafts.masks import Masks, SampleId
@@ -47,23 +48,14 @@ def make_draft(
     changed_logits: bool = False,
 ) -> BlockModule:
     settings = BlockSettings(
-        hidden_size=HIDDEN,
-        intermediate_size=12,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
+        shape=BlockShape(
+            HIDDEN, 12, HEADS, KV_HEADS, HEAD_DIM, VOCAB, 3, layers, block, first_slot, markov_rank, confidence
+        ),
         rms_norm_eps=EPS,
         rope=Rope(HEAD_DIM, THETA, 64),
-        aux_width=3 * HIDDEN,
-        block_size=block,
-        first_slot=first_slot,
         mask_token_id=MASK_TOKEN,
         draw=draw,
         objective=objective or Objective(distribution=1.0),
-        draft_ids=tuple(range(VOCAB)),
-        markov_rank=markov_rank,
-        confidence=confidence,
         target_logits=Logits(0.5, 2.0) if changed_logits else PLAIN,
     )
     draft = BlockModule(settings).double()
@@ -110,10 +102,10 @@ def theirs(
         wrong: fields of `Oracle`, for negative controls.
     """
     draft.zero_grad()
-    s = draft.settings
+    s, shape = draft.settings, draft.settings.shape
     oracle = Oracle(
-        dict(draft.named_parameters()), draft.embedding, draft.target_head, s.num_hidden_layers, HEADS, KV_HEADS,
-        HEAD_DIM, EPS, THETA, s.block_size, MASK_TOKEN, s.first_slot, draft.target_bias, s.target_logits.scale,
+        dict(draft.named_parameters()), draft.embedding, draft.target_head, shape.layers, HEADS, KV_HEADS,
+        HEAD_DIM, EPS, THETA, shape.block_size, MASK_TOKEN, shape.first_slot, draft.target_bias, s.target_logits.scale,
         s.target_logits.cap,
     )  # fmt: skip
     for name, value in wrong.items():
@@ -133,7 +125,7 @@ def theirs(
             distribution=s.objective.distribution,
             distance=s.objective.distance,
             d_pace=s.objective.d_pace,
-            confidence=s.confidence,
+            confidence=shape.confidence,
             length=len(sample.ids),
         )
         parts = (found.losses, found.correct, found.counts, found.sure, found.sure_right)
@@ -141,7 +133,7 @@ def theirs(
             total.append(part)
     sums = ([sum(column) for column in zip(*total, strict=True)] for total in totals)
     losses, correct, counts, sure, sure_right = sums
-    if s.confidence:
+    if shape.confidence:
         losses, correct = losses + sure, correct + sure_right
     weighted = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in losses]) * weights
     if weighted.requires_grad:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from specbatch.drafts.eagle3.contract import Eagle3Contract
 from specbatch.drafts.eagle3.cost import counts_of
+from specbatch.drafts.eagle3.memory import Shape
 from specbatch.drafts.eagle3.model import LOSSES, Eagle3Module, Eagle3Settings
 from specbatch.drafts.masks import Masks
 from specbatch.drafts.memory import Recomputation
@@ -38,26 +39,22 @@ class Sample:
 def make_draft(
     steps: int,
     draft_ids: tuple[int, ...],
-    embedding_rows: int = 0,
     *,
+    own_embedding: bool = False,
     fc_norm: bool = False,
     norm_output: bool = False,
     loss: str = "kl",
 ) -> Eagle3Module:
+    shape = Shape(
+        HIDDEN, 12, HEADS, KV_HEADS, HEAD_DIM, VOCAB, len(draft_ids), own_embedding=own_embedding, fc_norm=fc_norm,
+        norm_output=norm_output,
+    )  # fmt: skip
     config = Eagle3Settings(
-        hidden_size=HIDDEN,
-        intermediate_size=12,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
+        shape=shape,
         rms_norm_eps=EPS,
         rope=Rope(HEAD_DIM, THETA, 64),
         ttt_steps=steps,
         draft_ids=draft_ids,
-        aux_width=CONTRACT.widths["aux"],
-        embedding_rows=embedding_rows,
-        fc_norm=fc_norm,
-        norm_output=norm_output,
         loss=loss,
     )
     draft = Eagle3Module(config).double()
@@ -116,8 +113,8 @@ def theirs(draft: Eagle3Module, samples: list[Sample], weights: torch.Tensor):
             eps=EPS,
             theta=THETA,
             steps=steps,
-            fc_norm=draft.config.fc_norm,
-            norm_output=draft.config.norm_output,
+            fc_norm=draft.config.shape.fc_norm,
+            norm_output=draft.config.shape.norm_output,
             objective=draft.config.loss,
         )
         losses = losses + torch.stack(loss)
@@ -184,7 +181,7 @@ def test_loss_gradients_and_accuracies_are_the_oracles(
 
 def test_the_gradient_of_an_embedding_of_its_own_is_the_oracles():
     samples = [Sample([False] * 2 + [True] * 4, 0), Sample([True] * 5, 1)]
-    draft = make_draft(3, (0, 3, 4, 8, 9, 15, 22), embedding_rows=VOCAB)
+    draft = make_draft(3, (0, 3, 4, 8, 9, 15, 22), own_embedding=True)
     _, gradients = ours(draft, pack_of(samples), WEIGHTS[:3])
     expected = theirs(draft, samples, WEIGHTS[:3])[3]
     assert expected["embed_tokens.weight"].any()
