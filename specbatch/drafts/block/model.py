@@ -45,7 +45,7 @@ from specbatch.drafts.block.heads import BlockGradients, BlockHeads, Learnt
 from specbatch.drafts.block.loss import block_loss
 from specbatch.drafts.block.memory import BlockShape
 from specbatch.drafts.block.objective import Objective
-from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill, random_matrix
+from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs
 from specbatch.drafts.fused import rotate
 from specbatch.drafts.layers import MLP, RMSNorm
 from specbatch.drafts.loss import wider
@@ -154,41 +154,17 @@ class BlockModule(DraftModule):
             self.confidence_head = ConfidenceHead(shape.hidden + shape.markov_rank)
         self.slots_at_once = settings.slots_at_once
 
-    @torch.no_grad()
-    def initialize(
-        self,
-        seed: int,
-        embedding: Tensor,
-        target_head: Tensor,
-        start: Mapping[str, Tensor] | None = None,
-        target_bias: Tensor | None = None,
-    ) -> None:
-        """Implement `specbatch.drafts.base.Module.initialize`. Matrices are uniform in ``±1 / √inputs``; the last norm
-        is the target's scale of logits times `FIRST_SCALE`; the term for pairs of tokens and the estimates start at
-        zero."""
-        self.attach(embedding, target_head, target_bias)
-        for name, parameter in self.named_parameters():
-            if start is not None and name in start:
-                full = start[name]
-            elif name == "norm.weight":
-                full = torch.full(parameter.shape, FIRST_SCALE * self.settings.target_logits.scale)
-            elif name in ("markov_head.markov_w2.weight", "confidence_head.proj.bias"):
-                full = torch.zeros(parameter.shape)
-            elif parameter.ndim == 1:
-                full = torch.ones(parameter.shape)
-            else:
-                full = random_matrix(seed, name, parameter.shape)
-            fill(parameter, full)
+    def _first_value(self, name: str, shape: torch.Size, embedding: Tensor) -> Tensor | None:
+        """The last norm is the target's scale of logits times `FIRST_SCALE`; the term for pairs of tokens and the
+        estimates start at zero."""
+        if name == "norm.weight":
+            return torch.full(shape, FIRST_SCALE * self.settings.target_logits.scale)
+        zero = name in ("markov_head.markov_w2.weight", "confidence_head.proj.bias")
+        return torch.zeros(shape) if zero else None
 
     def calibrate(self, mean_square: Mapping[str, Tensor]) -> None:
         """Implement `specbatch.drafts.base.Module.calibrate`."""
         balance_inputs(self.fc.weight, mean_square["aux"])
-
-    def attach(self, embedding: Tensor, target_head: Tensor, target_bias: Tensor | None = None) -> None:
-        """Use these tensors of the target, both ``[vocabulary, hidden]``, and the bias of its head if it has one."""
-        device = self.fc.weight.device
-        self.embedding, self.target_head = embedding.to(device), target_head.to(device)
-        self.target_bias = None if target_bias is None else target_bias.to(device)
 
     def forward(self, pack: PackTensors, weights: Tensor) -> Tensor:
         """Implement `specbatch.drafts.base.Module.forward`."""

@@ -36,7 +36,7 @@ from specbatch.drafts.eagle3.column_chunks import ColumnChunk, StepRows, column_
 from specbatch.drafts.eagle3.columns import Columns, locate
 from specbatch.drafts.eagle3.layer import Layer, RMSNorm
 from specbatch.drafts.eagle3.memory import Shape
-from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill, random_matrix
+from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill
 from specbatch.drafts.fused import compare, compare_by_acceptance, compare_by_both, rotate
 from specbatch.drafts.loss import Heads, distill, wider
 from specbatch.drafts.memory import Recomputation
@@ -94,43 +94,16 @@ class Eagle3Module(DraftModule):
         self.register_buffer("draft_ids", torch.empty(len(config.draft_ids), dtype=torch.int64))
         self.columns_at_once = config.columns_at_once
 
-    @torch.no_grad()
-    def initialize(
-        self,
-        seed: int,
-        embedding: Tensor,
-        target_head: Tensor,
-        start: Mapping[str, Tensor] | None = None,
-        target_bias: Tensor | None = None,
-    ) -> None:
-        """Initialize the weights, the same for every number of ranks, and attach the target's tensors.
-
-        Matrices are uniform in ``±1 / √inputs``. The head starts as the target's, after a norm of weight `FIRST_SCALE`;
-        if that norm also scales the unrolled state, the head is scaled instead.
-
-        Args:
-            embedding: ``[vocabulary, hidden]`` of the target.
-            target_head: ``[vocabulary, hidden]`` of the target.
-            start: the weights to use instead, by name, of any dtype.
-            target_bias: bias of the target's head, ``[vocabulary]``, if it has one.
-        """
-        ids = torch.tensor(self.config.draft_ids, device=self.draft_ids.device)
-        self.draft_ids.copy_(ids)
-        self.attach(embedding, target_head, target_bias)
-        for name, parameter in self.named_parameters():
-            if start is not None and name in start:
-                full = start[name]
-            elif name == "lm_head.weight":
-                first = FIRST_SCALE if self.config.shape.norm_output else 1
-                full = self.target_head.float() * (first * self.config.target_logits.scale)
-            elif name == "embed_tokens.weight":
-                full = embedding.float()
-            elif parameter.ndim == 1:
-                scaled = name == "norm.weight" and not self.config.shape.norm_output
-                full = torch.full(parameter.shape, FIRST_SCALE if scaled else 1.0)
-            else:
-                full = random_matrix(seed, name, parameter.shape)
-            fill(parameter, full)
+    def _first_value(self, name: str, shape: torch.Size, embedding: Tensor) -> Tensor | None:
+        """The head starts as the target's, after a norm of weight `FIRST_SCALE`; if that norm also scales the unrolled
+        state, the head is scaled instead."""
+        norm_output = self.config.shape.norm_output
+        if name == "lm_head.weight":
+            scale = self.config.target_logits.scale
+            return self.target_head.float() * ((FIRST_SCALE if norm_output else 1) * scale)
+        if name == "embed_tokens.weight":
+            return embedding.float()
+        return torch.full(shape, FIRST_SCALE) if name == "norm.weight" and not norm_output else None
 
     @torch.no_grad()
     def calibrate(self, mean_square: Mapping[str, Tensor]) -> None:
@@ -150,6 +123,7 @@ class Eagle3Module(DraftModule):
         """Use these tensors of the target: its embedding, and the rows of its head for the draft's vocabulary."""
         device = self.draft_ids.device
         ids = torch.tensor(self.config.draft_ids, device=target_head.device)
+        self.draft_ids.copy_(ids)
         self.embedding = None if self.config.shape.own_embedding else embedding.to(device)
         whole = len(ids) == target_head.shape[0]
         self.target_head = (target_head if whole else target_head[ids]).to(device)
