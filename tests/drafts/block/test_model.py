@@ -12,7 +12,8 @@ from specbatch.drafts.block import loss
 from specbatch.drafts.block.anchors import Draw, anchors, learning
 from specbatch.drafts.block.objective import Objective
 from specbatch.drafts.masks import Masks
-from tests.drafts.block.case import TURNS, VOCAB, WEIGHTS, Sample, difference, make_draft, ours, pack_of, theirs
+from tests.drafts.block.case import TURNS, Sample, make_draft, pack_of, theirs
+from tests.drafts.samples import VOCAB, WEIGHTS, difference, ours
 
 OBJECTIVES = [
     Objective(distribution=1.0),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from specbatch.drafts.block.anchors import Draw
 from specbatch.drafts.block.blocks import lay_out, locate
 from specbatch.drafts.pack import ContextShard, PackTensors
-from tests.drafts.block.case import TURNS, WEIGHTS, Sample, difference, make_draft, ours, pack_of
+from tests.drafts.block.case import TURNS, Sample, make_draft, pack_of
+from tests.drafts.samples import WEIGHTS, difference, ours
 
 MASKS = st.lists(st.lists(st.booleans(), min_size=1, max_size=40), min_size=1, max_size=5)
 DRAW = Draw(3, 4)

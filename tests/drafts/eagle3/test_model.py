@@ -19,21 +19,23 @@ from specbatch.drafts.memory import Recomputation
 from specbatch.drafts.pack import PackTensors
 from specbatch.drafts.rope import Rope
 from tests.drafts.eagle3.oracle import unroll_sample
+from tests.drafts.samples import (
+    EPS,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    THETA,
+    VOCAB,
+    WEIGHTS,
+    Sample,
+    difference,
+    gradients_of,
+    ours,
+    packed,
+)
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, EPS, THETA = 8, 4, 2, 4, 23, 1e-5, 50.0
 CONTRACT = Eagle3Contract(aux_layers=(0, 1, 2), hidden=HIDDEN)
-
-
-class Sample:
-    """A sample whose target states are random at every position."""
-
-    def __init__(self, mask: list[bool], seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        tokens = len(mask)
-        self.mask = mask
-        self.ids = torch.randint(VOCAB, (tokens,), generator=generator).tolist()
-        self.aux = torch.randn(tokens, 3 * HIDDEN, dtype=torch.float64, generator=generator)
-        self.last = torch.randn(tokens, HIDDEN, dtype=torch.float64, generator=generator)
 
 
 def make_draft(
@@ -69,28 +71,7 @@ def make_draft(
 
 
 def pack_of(samples: list[Sample]) -> PackTensors:
-    rows = [CONTRACT.rows(np.array(s.mask, dtype=bool)) for s in samples]
-
-    def gather(name: str, width: int) -> torch.Tensor:
-        parts = [getattr(s, name)[torch.from_numpy(r[name])] for s, r in zip(samples, rows, strict=True)]
-        return torch.cat([torch.empty(0, width, dtype=torch.float64), *parts])
-
-    return PackTensors(
-        input_ids=torch.tensor([i for s in samples for i in s.ids], dtype=torch.int64),
-        loss_mask=torch.tensor([m for s in samples for m in s.mask], dtype=torch.bool),
-        lengths=tuple(len(s.mask) for s in samples),
-        rows={"aux": gather("aux", 3 * HIDDEN), "last": gather("last", HIDDEN)},
-    )
-
-
-def ours(draft: Eagle3Module, pack: PackTensors, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    draft.zero_grad()
-    result = draft(pack, weights)
-    result[0].sum().backward()
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in draft.named_parameters()
-    }
-    return result.detach(), gradients
+    return packed(CONTRACT, samples)
 
 
 def theirs(draft: Eagle3Module, samples: list[Sample], weights: torch.Tensor):
@@ -123,18 +104,9 @@ def theirs(draft: Eagle3Module, samples: list[Sample], weights: torch.Tensor):
     total = (losses * weights).sum()
     if total.requires_grad:
         total.backward()
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in draft.named_parameters()
-    }
-    return (losses * weights).detach(), correct, counts, gradients
+    return (losses * weights).detach(), correct, counts, gradients_of(draft)
 
 
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest relative difference of any gradient."""
-    return max(((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-9)).item() for n in b)
-
-
-WEIGHTS = 0.8 ** torch.arange(8, dtype=torch.float64) / 7
 WHOLE = tuple(range(VOCAB))
 
 
