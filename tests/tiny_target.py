@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, VOCAB = 6, 64, 4, 2, 16, 128, 512
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-"""Tokens 0, 1 and 2, as SmolLM2 has them."""
-TEXT = Path(__file__).resolve().parents[1] / "LICENSE"
+from tools.targets.checkpoints import SPECIAL, VOCAB, tokenizer
+
+LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 6, 64, 4, 2, 16, 128
 
 CHATML = (
     "{% for message in messages %}"
@@ -98,20 +96,4 @@ def weights(tied: bool, seed: int) -> dict[str, torch.Tensor]:
         }
     if not tied:
         result["lm_head.weight"] = matrix(VOCAB, HIDDEN)
-    return result
-
-
-def tokenizer() -> Tokenizer:
-    """Byte-level BPE: every byte, the special tokens, and merges learned from the licence, which never changes."""
-    result = Tokenizer(models.BPE())
-    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    result.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    result.train_from_iterator(TEXT.read_text(encoding="utf-8").splitlines(), trainer)
-    assert result.get_vocab_size() == VOCAB
     return result

@@ -18,6 +18,19 @@ class DecoderAlgorithm(Algorithm):
         """The size of the draft's layers."""
         return draft_size(cast(SizedDraft, self.config.draft), self.target)
 
+    @property
+    def _layer_shape(self) -> dict[str, int]:
+        """The fields of a `specbatch.drafts.memory.DecoderShape`."""
+        size, target = self.size, self.target
+        return {
+            "hidden": target.hidden,
+            "intermediate": size.intermediate,
+            "heads": size.heads,
+            "kv_heads": size.kv_heads,
+            "head_dim": size.head_dim,
+            "vocab": target.vocab,
+        }
+
     def _check_readable(self, layers: tuple[int, ...], hint: str) -> None:
         """Check that engines can provide the outputs of the target's layers that are read.
 

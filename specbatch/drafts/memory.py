@@ -1,8 +1,9 @@
-"""Chunk sizes that bound the memory of drafts, and the memory that they take, by formula. Does not import torch, so
-that a plan can ask before anything is queued."""
+"""The shape of drafts, chunk sizes that bound their memory, and the memory that they take, by formula. Does not import
+torch, so that a plan can ask before anything is queued."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 Recomputation = Literal["none", "all_but_attention", "all"]
@@ -16,6 +17,53 @@ CPU_BLOCK_SCORES = 1 << 20
 
 WIDE = 4
 """Bytes of a float32."""
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Shape of a draft's decoder layers and of its target."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    """Number of rows of the target's embedding and head."""
+
+    @property
+    def query(self) -> int:
+        """Number of values of a row's queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def key(self) -> int:
+        """Number of values of a row's keys."""
+        return self.kv_heads * self.head_dim
+
+
+def total_bytes(
+    step: dict[str, int], *, parameters: int, trained: int, target: int, value: int, ranks: int
+) -> dict[str, int]:
+    """Return the bytes that a trainer rank needs in total, by kind.
+
+    Args:
+        step: the bytes of a step; ``pack`` among them.
+        parameters, trained: number of the draft's parameters, and of those that have gradients and optimizer states.
+        target: bytes of the target's embedding and head, which every rank has as a whole.
+        value: bytes of a value in the draft's compute dtype.
+        ranks: number of ranks over which weights, gradients and optimizer states are sharded.
+    """
+    # Reducing gradients takes them in the compute dtype, and in float32 for the communication.
+    reducing = trained * (value + WIDE) + step["pack"]
+    excess = max(0, reducing - sum(step.values()))
+    return {
+        "weights, gradients and optimizer": WIDE * (parameters + 3 * trained) // ranks,
+        "gathered weights": parameters * value,
+        "target's embedding and head": target,
+        **step,
+        **({"reducing gradients": excess} if excess else {}),
+    }
 
 
 def position_bytes(vocab: int, hidden: int, steps: int, *, wide: int, value: int, factor: int) -> int:

@@ -1,8 +1,8 @@
-"""Base of the modules of several algorithms: attached tensors, shared keys, and recomputation."""
+"""Base of the modules of several algorithms: first weights, attached tensors, shared keys, and recomputation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
+from specbatch.drafts.first_weights import fill, random_matrix
 from specbatch.drafts.gather_keys import gather_rows
 from specbatch.drafts.loss import wider
 from specbatch.drafts.memory import Recomputation
@@ -34,6 +35,43 @@ class DraftModule(nn.Module):
         self.embedding: Tensor | None = None
         self.target_head: Tensor | None = None
         self.target_bias: Tensor | None = None
+
+    @torch.no_grad()
+    def initialize(
+        self,
+        seed: int,
+        embedding: Tensor,
+        target_head: Tensor,
+        start: Mapping[str, Tensor] | None = None,
+        target_bias: Tensor | None = None,
+    ) -> None:
+        """Implement `specbatch.drafts.base.Module.initialize`. Without a `_first_value`, matrices are uniform in
+        ``±1 / √inputs`` and vectors are one."""
+        self.attach(embedding, target_head, target_bias)
+        for name, parameter in self.named_parameters():
+            if start is not None and name in start:
+                full = start[name]
+            elif (first := self._first_value(name, parameter.shape, embedding)) is not None:
+                full = first
+            elif parameter.ndim == 1:
+                full = torch.ones(parameter.shape)
+            else:
+                full = random_matrix(seed, name, parameter.shape)
+            fill(parameter, full)
+
+    def attach(self, embedding: Tensor, target_head: Tensor, target_bias: Tensor | None = None) -> None:
+        """Use these tensors of the target, both ``[vocabulary, hidden]``, and the bias of its head if it has one."""
+        device = self.fc.weight.device
+        self.embedding, self.target_head = embedding.to(device), target_head.to(device)
+        self.target_bias = None if target_bias is None else target_bias.to(device)
+
+    def _first_value(self, name: str, shape: torch.Size, embedding: Tensor) -> Tensor | None:
+        """Return the first value of a parameter, whole, if it has one of its own. The target's tensors are attached.
+
+        Args:
+            embedding: ``[vocabulary, hidden]`` of the target.
+        """
+        return None
 
     def _of_all_ranks(
         self, own: Sequence[Tensor], share: ContextShard, rows_of_ranks: Sequence[Tensor]

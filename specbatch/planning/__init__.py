@@ -19,7 +19,7 @@ from specbatch.planning.rates import Known, Rates, rates
 from specbatch.planning.work import PlannedWork, work_of
 from specbatch.target import read_target
 
-__all__ = ["Budget", "Known", "budget"]
+__all__ = ["Budget", "Known", "budget", "deployment"]
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,33 @@ def budget(config: Config, known: Known) -> Budget:
     """
     from specbatch.checks import check, check_plan
     from specbatch.corpus import corpus_of, prepare
-    from specbatch.room import store_room
 
     # A job runs on machines other than the one on which it is planned.
-    queued = bool(config.slurm.inference.gpus_per_node or config.slurm.training.gpus_per_node)
-    warnings = check(config, new_run=False, here=not queued)
+    warnings = check(config, new_run=False, here=not _queued(config))
     corpus, algorithm = corpus_of(prepare(config)), algorithm_of(config, read_target(config.target.path))
     work = work_of(config, corpus)
     warnings += check_plan(config, work.plan, corpus, algorithm, work.stored_bytes_S)
-    found = rates(known, work, config)
-    every = config.training.evaluate_interval_steps
-    layout = Deployment(
-        engines=config.inference.engines,
-        tensor_parallel=config.inference.tensor_parallel,
-        ranks=config.training.ranks,
-        room_bytes=store_room(config)[0],
-        evaluations=-(-work.steps // every) if every else 0,
-        nodes=_nodes(config) if queued else 0,
-        charge=config.slurm.charge,
-    )
+    found, layout = rates(known, work, config), deployment(config, work.steps)
     took = times(work, found, layout)
     return Budget(work, found, layout, took, algorithm.description(), algorithm.memory(), warnings)
 
 
-def _nodes(config: Config) -> int:
-    """Nodes of the run's job."""
-    return (config.slurm.head_on == "own") + config.slurm.inference.nodes + config.slurm.training.nodes
+def deployment(config: Config, steps: int) -> Deployment:
+    """Return the engines, ranks and room of a run of so many steps."""
+    from specbatch.room import store_room
+
+    slurm, every = config.slurm, config.training.evaluate_interval_steps
+    return Deployment(
+        engines=config.inference.engines,
+        tensor_parallel=config.inference.tensor_parallel,
+        ranks=config.training.ranks,
+        room_bytes=store_room(config)[0],
+        evaluations=-(-steps // every) if every else 0,
+        nodes=(slurm.head_on == "own") + slurm.inference.nodes + slurm.training.nodes if _queued(config) else 0,
+        charge=slurm.charge,
+    )
+
+
+def _queued(config: Config) -> bool:
+    """Return whether the run is a job that asks for GPUs."""
+    return bool(config.slurm.inference.gpus_per_node or config.slurm.training.gpus_per_node)

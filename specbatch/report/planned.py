@@ -32,10 +32,10 @@ def planned(run: RunRecord) -> Planned | str:
     """
     from specbatch.config import load_config
     from specbatch.corpus import open_corpus
-    from specbatch.planning.pipeline import Deployment, times
+    from specbatch.planning import deployment
+    from specbatch.planning.pipeline import times
     from specbatch.planning.rates import Known, rates
     from specbatch.planning.work import work_of
-    from specbatch.room import store_room
 
     if not run.corpus:
         return "the run is not prepared yet"
@@ -45,15 +45,7 @@ def planned(run: RunRecord) -> Planned | str:
         config = load_config(run.dir.config)
         work = work_of(config, open_corpus(run.dir))
         found = rates(Known(), work, config)
-        every = config.training.evaluate_interval_steps
-        layout = Deployment(
-            engines=config.inference.engines,
-            tensor_parallel=config.inference.tensor_parallel,
-            ranks=config.training.ranks,
-            room_bytes=store_room(config)[0],
-            evaluations=-(-work.steps // every) if every else 0,
-        )
-        took = times(work, found, layout)
+        took = times(work, found, deployment(config, work.steps))
     except (KeyError, TypeError):
         return f"{run.dir.corpus} was written by another version of specbatch"
     except (UserError, RunError, OSError) as error:

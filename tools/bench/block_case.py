@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from specbatch.drafts.block.objective import Objective
 from specbatch.drafts.masks import Masks, SampleId
 from specbatch.drafts.pack import PackTensors
 from specbatch.drafts.rope import Rope
+from tools.bench.random_case import random_case
 from tools.bench.step_data import SHAPES, TOY, TOY_SHAPE, conversations
 
 AUX_LAYERS = 5
@@ -44,57 +44,27 @@ class Case:
 
 def make_case(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Case:
     """Make random weights and a random pack; on torch's meta device they have only shapes."""
-    hidden, intermediate, heads, kv_heads, head_dim, vocab, _ = (
-        TOY_SHAPE if options.shape == TOY else SHAPES[options.shape]
-    )
-    shape = BlockShape(
-        hidden, intermediate, heads, kv_heads, head_dim, vocab, AUX_LAYERS, options.layers, options.block_size, 1
-    )
-    contract = BlockContract(tuple(range(AUX_LAYERS)), hidden)
-    generator = torch.Generator().manual_seed(0)
-
-    meta = device.type == "meta"
-
-    def random(*size: int) -> Tensor:
-        if meta:
-            return torch.empty(*size, dtype=torch.bfloat16, device=device)
-        return torch.randn(*size, generator=generator, dtype=torch.float32).to(torch.bfloat16)
-
+    sizes = (TOY_SHAPE if options.shape == TOY else SHAPES[options.shape])[:-1]
+    shape = BlockShape(*sizes, AUX_LAYERS, options.layers, options.block_size, 1)
     masks = [torch.tensor(mask) for mask in conversations(options.tokens, options.mean_length, options.loss_fraction)]
     samples = tuple(SampleId(0, number) for number in range(len(masks)))
     known = Masks.of([mask.numpy() for mask in masks], samples)
     draw = Draw(0, most_a_sample(known, options.anchors) if options.anchors else None)
     gpu = device.type != "cpu"
     settings = BlockSettings(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
+        shape=shape,
         rms_norm_eps=1e-5,
-        rope=Rope(head_dim, 1e5, 1 << 18),
-        aux_width=contract.widths["aux"],
-        block_size=shape.block_size,
-        first_slot=shape.first_slot,
-        mask_token_id=vocab - 1,
+        rope=Rope(shape.head_dim, 1e5, 1 << 18),
+        mask_token_id=shape.vocab - 1,
         draw=draw,
         objective=Objective(distribution=1.0),
-        draft_ids=range(vocab),
         slots_at_once=options.columns_at_once or default_slots_at_once(gpu=gpu),
         recompute=options.recompute,
     )
-    with torch.device("meta") if meta else contextlib.nullcontext():
-        draft = BlockModule(settings)
-    embedding, target_head = random(vocab, hidden), random(vocab, hidden) * 0.05
-    if not meta:
-        draft.initialize(0, embedding, target_head)
-    draft.to(device, dtype)
-    draft.attach(embedding.to(device), target_head.to(device, dtype))
-    states = [(random(len(mask), AUX_LAYERS * hidden), random(len(mask), hidden)) for mask in masks]
-    rows = [contract.rows(mask.numpy()) for mask in masks]
-    aux = torch.cat([aux[torch.from_numpy(row["aux"])] for (aux, _), row in zip(states, rows, strict=True)])
-    last = torch.cat([last[torch.from_numpy(row["last"])] for (_, last), row in zip(states, rows, strict=True)])
+    contract = BlockContract(tuple(range(AUX_LAYERS)), shape.hidden)
+    draft, pack, states = random_case(
+        BlockModule, settings, contract, masks, device, dtype, tokens=shape.vocab - 1, samples=samples
+    )
     learning = counts_of(known, draw, shape)
     work = BlockWork(
         tokens=options.tokens, slots_at_once=draft.slots_at_once, recompute=options.recompute,
@@ -102,14 +72,8 @@ def make_case(options: argparse.Namespace, device: torch.device, dtype: torch.dt
     )  # fmt: skip
     return Case(
         draft=draft,
-        pack=PackTensors(
-            input_ids=torch.randint(vocab - 1, (options.tokens,), generator=generator).to(device),
-            loss_mask=torch.cat(masks),
-            lengths=tuple(map(len, masks)),
-            rows={"aux": aux.to(device), "last": last.to(device)},
-            samples=samples,
-        ),
-        states=[(aux.to(device), last.to(device)) for aux, last in states],
+        pack=pack,
+        states=states,
         weights=torch.exp(-torch.arange(shape.proposals, device=device) / 4) / int(learning.sum()),
         shape=shape,
         work=work,

@@ -35,7 +35,7 @@ def plain_step(draft: BlockModule, pack: PackTensors, states: list[tuple[Tensor,
         the weighted loss.
     """
     settings, ids, device = draft.settings, pack.input_ids, pack.input_ids.device
-    size, tokens = settings.block_size, len(pack.input_ids)
+    size, tokens = settings.shape.block_size, len(pack.input_ids)
     aux, last = (torch.cat(parts) for parts in zip(*states, strict=True))
     dtype, wide = draft.fc.weight.dtype, torch.promote_types(draft.fc.weight.dtype, torch.float32)
     masks = Masks(pack.loss_mask.cpu().numpy(), np.array(pack.lengths), pack.samples)
@@ -54,12 +54,12 @@ def plain_step(draft: BlockModule, pack: PackTensors, states: list[tuple[Tensor,
     own = settings.rope.rotation((place[anchor_A][:, None] + slot).flatten(), wide)
     for layer in draft.layers:
         x = _layer(layer, x, context, before, own, sees)
-    label = anchor_A[:, None] + slot + 1 - settings.first_slot
+    label = anchor_A[:, None] + slot + 1 - settings.shape.first_slot
     inside = label.clamp(max=tokens - 1)
     same = (label < tokens) & (document[inside] == document[anchor_A][:, None])
     good = (same & mask[inside]).long().cumprod(1).bool()
     # The anchor's slot of a DFlash draft learns nothing.
-    weight = F.pad(weights, (settings.first_slot, 0))
+    weight = F.pad(weights, (settings.shape.first_slot, 0))
     head = draft.target_head.to(dtype)
     with torch.no_grad():
         read = (inside - 1).flatten()

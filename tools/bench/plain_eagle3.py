@@ -48,7 +48,7 @@ def _sample_loss(draft: Eagle3Module, ids: Tensor, mask: Tensor, aux: Tensor, la
     z = draft.fc(aux.to(dtype))
     position = torch.arange(length, device=ids.device)
     causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-    repeat = config.num_attention_heads // config.num_key_value_heads
+    repeat = config.shape.heads // config.shape.kv_heads
     keys: list[Tensor] = []
     values: list[Tensor] = []
     loss, unbroken = z.new_zeros(()), mask[1:]
@@ -61,7 +61,7 @@ def _sample_loss(draft: Eagle3Module, ids: Tensor, mask: Tensor, aux: Tensor, la
         key = rotate(attention.heads(attention.k_proj, a), cos, sin)
         keys.append(key.repeat_interleave(repeat, 1).transpose(0, 1))
         values.append(attention.heads(attention.v_proj, a).repeat_interleave(repeat, 1).transpose(0, 1))
-        scale = 1 / math.sqrt(config.head_dim)
+        scale = 1 / math.sqrt(config.shape.head_dim)
         score = (q @ keys[0].mT * scale).masked_fill(~causal, float("-inf"))
         own = [(q * later).sum(-1, keepdim=True) * scale for later in keys[1:]]
         weight = torch.cat([score, *own], -1).softmax(-1, dtype=torch.float32).to(dtype)

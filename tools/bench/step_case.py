@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +13,7 @@ from specbatch.drafts.eagle3.memory import Shape, StepWork, default_columns_at_o
 from specbatch.drafts.eagle3.model import Eagle3Module, Eagle3Settings
 from specbatch.drafts.pack import PackTensors
 from specbatch.drafts.rope import Rope
+from tools.bench.random_case import random_case
 from tools.bench.step_data import SHAPES, TOY, TOY_SHAPE, conversations
 
 
@@ -45,57 +45,24 @@ def make_case(options: argparse.Namespace, device: torch.device, dtype: torch.dt
     shape = Shape(*(TOY_SHAPE if options.shape == TOY else SHAPES[options.shape]), **switches)
     if options.draft_vocab:
         shape = replace(shape, draft_vocab=options.draft_vocab)
-    contract = Eagle3Contract((0, 1, 2), shape.hidden)
+    gpu = device.type != "cpu"
     config = Eagle3Settings(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+        shape=shape,
         rms_norm_eps=1e-5,
         rope=Rope(shape.head_dim, 1e5, 1 << 18),
         ttt_steps=options.ttt_steps,
         draft_ids=tuple(range(shape.draft_vocab)),
-        aux_width=contract.widths["aux"],
-        fc_norm=shape.fc_norm,
-        norm_output=shape.norm_output,
-        embedding_rows=shape.vocab if shape.own_embedding else 0,
+        columns_at_once=options.columns_at_once or default_columns_at_once(gpu=gpu),
+        recompute=options.recompute,
     )
-    generator = torch.Generator().manual_seed(0)
-    meta = device.type == "meta"
-
-    def random(*size: int) -> Tensor:
-        if meta:
-            return torch.empty(*size, dtype=torch.bfloat16, device=device)
-        return torch.randn(*size, generator=generator, dtype=torch.float32).to(torch.bfloat16)
-
-    embedding, target_head = random(shape.vocab, shape.hidden), random(shape.vocab, shape.hidden) * 0.05
-    with torch.device("meta") if meta else contextlib.nullcontext():
-        draft = Eagle3Module(config)
-    if not meta:
-        draft.initialize(0, embedding, target_head)
-    draft.to(device, dtype)
-    draft.attach(embedding.to(device), target_head.to(device, dtype))
-    draft.recompute = options.recompute
-    gpu = device.type != "cpu"
-    draft.columns_at_once = options.columns_at_once or default_columns_at_once(gpu=gpu)
     masks = [torch.tensor(mask) for mask in conversations(options.tokens, options.mean_length, options.loss_fraction)]
-    states = [(random(len(mask), 3 * shape.hidden), random(len(mask), shape.hidden)) for mask in masks]
-    rows = [contract.rows(mask.numpy()) for mask in masks]
-    pack = PackTensors(
-        input_ids=torch.randint(shape.vocab, (options.tokens,), generator=generator).to(device),
-        loss_mask=torch.cat(masks),
-        lengths=tuple(map(len, masks)),
-        rows={
-            name: torch.cat([pair[i][r[name]] for pair, r in zip(states, rows, strict=True)]).to(device)
-            for i, name in enumerate(contract.widths)
-        },
-    )
+    contract = Eagle3Contract((0, 1, 2), shape.hidden)
+    draft, pack, states = random_case(Eagle3Module, config, contract, masks, device, dtype, tokens=shape.vocab)
     return Case(
         shape=shape,
         draft=draft,
         pack=pack,
-        states=[(aux.to(device), last.to(device)) for aux, last in states],
+        states=states,
         weights=0.8 ** torch.arange(options.ttt_steps, device=device, dtype=torch.float32) / options.tokens,
         work=StepWork(
             tokens=options.tokens, ttt_steps=options.ttt_steps, columns_at_once=draft.columns_at_once,

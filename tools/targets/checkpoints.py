@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ LAYERS, VOCAB, EOS = 8, 512, 2
 LAST_FILE = "tokenizer_config.json"
 """File of a target's directory that is written last."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+"""Tokens 0, 1 and 2, as SmolLM2 has them."""
 OF_IMAGES = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
 CHATML = (
     "{% for message in messages %}"
@@ -151,7 +153,7 @@ def make_checkpoint(name: str, folder: Path) -> Path:
         written.pop("head_dim", None)  # the hub's files have none
     (folder / "config.json").write_text(json.dumps(written | architecture.published))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
-    _tokenizer(SPECIAL + (OF_IMAGES if architecture.images else [])).save(str(folder / "tokenizer.json"))
+    tokenizer(OF_IMAGES if architecture.images else []).save(str(folder / "tokenizer.json"))
     if architecture.images:
         (folder / "preprocessor_config.json").write_text(json.dumps(_image_processor(written)))
         (folder / "processor_config.json").write_text(json.dumps(_processor(written)))
@@ -220,16 +222,22 @@ def _processor(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tokenizer(special: list[str]) -> Tokenizer:
-    """Return a byte-level BPE tokenizer with merges learned from the licence, which never changes."""
+def tokenizer(more: Sequence[str] = ()) -> Tokenizer:
+    """Return a byte-level BPE tokenizer: every byte, the special tokens, and merges learned from the licence, which
+    never changes.
+
+    Args:
+        more: further special tokens.
+    """
     result = Tokenizer(models.BPE())
     result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     result.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in [*SPECIAL, *more]],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     result.train_from_iterator(TEXT.read_text(encoding="utf-8").splitlines(), trainer)
+    assert result.get_vocab_size() == VOCAB
     return result

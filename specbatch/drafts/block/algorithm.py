@@ -54,14 +54,9 @@ class BlockAlgorithm(DecoderAlgorithm):
     @cached_property
     def shape(self) -> BlockShape:
         """The shape of the draft."""
-        draft, target = self.draft, self.target
+        draft = self.draft
         return BlockShape(
-            hidden=target.hidden,
-            intermediate=self.size.intermediate,
-            heads=self.size.heads,
-            kv_heads=self.size.kv_heads,
-            head_dim=self.size.head_dim,
-            vocab=target.vocab,
+            **self._layer_shape,
             aux_layers=len(self.contract.aux_layers),
             layers=draft.num_layers,
             block_size=draft.block_size,
@@ -190,7 +185,7 @@ class BlockAlgorithm(DecoderAlgorithm):
     def settings(self, corpus: Corpus) -> BlockSettings:
         from specbatch.drafts.block.settings import settings
 
-        return settings(self.config, self.draft, self.target, self.shape, self.contract, self.draw, self._objective())
+        return settings(self.config, self.draft, self.target, self.shape, self.draw, self._objective())
 
     def module(self) -> type[torch.nn.Module]:
         from specbatch.drafts.block.model import BlockModule

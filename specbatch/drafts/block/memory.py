@@ -10,29 +10,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specbatch.drafts.memory import CPU_BLOCK_SCORES, CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, WIDE, Recomputation
+from specbatch.drafts.memory import (
+    CPU_BLOCK_SCORES,
+    CPU_CHUNK_BYTES,
+    GPU_CHUNK_BYTES,
+    WIDE,
+    DecoderShape,
+    Recomputation,
+    total_bytes,
+)
 
 if TYPE_CHECKING:
     from specbatch.config import Config
 
 
 @dataclass(frozen=True)
-class BlockShape:
-    """Shape of a draft and its target. Names are those of a Hugging Face configuration."""
+class BlockShape(DecoderShape):
+    """Shape of a draft and its target."""
 
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    """Number of rows of the target's embedding and head."""
     aux_layers: int
     """Number of target layers that are read."""
     layers: int
     block_size: int
     first_slot: int
-    """The slot that proposes the first token."""
+    """The slot that proposes the first token: 1 for DFlash, 0 for DSpark."""
     markov_rank: int = 0
     confidence: bool = False
 
@@ -40,16 +41,6 @@ class BlockShape:
     def proposals(self) -> int:
         """Tokens that a block proposes."""
         return self.block_size - self.first_slot
-
-    @property
-    def query(self) -> int:
-        """Number of values of a slot's queries."""
-        return self.heads * self.head_dim
-
-    @property
-    def key(self) -> int:
-        """Number of values of a slot's keys."""
-        return self.kv_heads * self.head_dim
 
     @property
     def first(self) -> int:
@@ -180,14 +171,11 @@ def rank_memory(config: Config, shape: BlockShape, target_dtype: str) -> dict[st
         ranks_per_pack=training.context_parallel,
     )
     stored = 4 if target_dtype == "float32" else 2
-    step = step_bytes(shape, work)
-    # Reducing gradients takes them in the compute dtype, and in float32 for the communication.
-    reducing = shape.parameters * (value + WIDE) + step["pack"]
-    excess = max(0, reducing - sum(step.values()))
-    return {
-        "weights, gradients and optimizer": 4 * WIDE * shape.parameters // training.ranks,
-        "gathered weights": shape.parameters * value,
-        "target's embedding and head": shape.head * (2 * stored + (value if value != stored else 0)),
-        **step,
-        **({"reducing gradients": excess} if excess else {}),
-    }
+    return total_bytes(
+        step_bytes(shape, work),
+        parameters=shape.parameters,
+        trained=shape.parameters,
+        target=shape.head * (2 * stored + (value if value != stored else 0)),
+        value=value,
+        ranks=training.ranks,
+    )

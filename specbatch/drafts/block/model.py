@@ -43,8 +43,9 @@ from specbatch.drafts.block.blocks import BlockChunk, Blocks, locate
 from specbatch.drafts.block.chunked_backward import BlockChunkedBackward, ChunkFunctions
 from specbatch.drafts.block.heads import BlockGradients, BlockHeads, Learnt
 from specbatch.drafts.block.loss import block_loss
+from specbatch.drafts.block.memory import BlockShape
 from specbatch.drafts.block.objective import Objective
-from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill, random_matrix
+from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs
 from specbatch.drafts.fused import rotate
 from specbatch.drafts.layers import MLP, RMSNorm
 from specbatch.drafts.loss import wider
@@ -57,28 +58,14 @@ from specbatch.target.logits import PLAIN, Logits
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """Shape and settings of a draft. Names of shapes are those of a Hugging Face configuration."""
+    """Shape and settings of a draft."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
+    shape: BlockShape
     rms_norm_eps: float
     rope: Rope
-    aux_width: int
-    """Values per row of ``aux``."""
-    block_size: int
-    first_slot: int
-    """The slot that proposes the first token: 1 for DFlash, 0 for DSpark."""
     mask_token_id: int
     draw: Draw
     objective: Objective
-    draft_ids: Sequence[int]
-    """All token ids of the target: the draft has the target's vocabulary."""
-    markov_rank: int = 0
-    confidence: bool = False
     target_logits: Logits = PLAIN
     """Transformation of the target's logits before the softmax."""
     slots_at_once: int = 256
@@ -87,9 +74,9 @@ class BlockSettings:
     """The same as ``training.recompute``."""
 
     @property
-    def proposals(self) -> int:
-        """``K``."""
-        return self.block_size - self.first_slot
+    def draft_ids(self) -> Sequence[int]:
+        """All token ids of the target: the draft has the target's vocabulary."""
+        return range(self.shape.vocab)
 
 
 class BlockAttention(nn.Module):
@@ -97,12 +84,12 @@ class BlockAttention(nn.Module):
 
     def __init__(self, settings: BlockSettings) -> None:
         super().__init__()
-        hidden, self.width = settings.hidden_size, settings.head_dim
-        heads, kv_heads = settings.num_attention_heads, settings.num_key_value_heads
-        self.q_proj = nn.Linear(hidden, heads * self.width, bias=False)
-        self.k_proj = nn.Linear(hidden, kv_heads * self.width, bias=False)
-        self.v_proj = nn.Linear(hidden, kv_heads * self.width, bias=False)
-        self.o_proj = nn.Linear(heads * self.width, hidden, bias=False)
+        shape = settings.shape
+        self.width = shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden, shape.query, bias=False)
+        self.k_proj = nn.Linear(shape.hidden, shape.key, bias=False)
+        self.v_proj = nn.Linear(shape.hidden, shape.key, bias=False)
+        self.o_proj = nn.Linear(shape.query, shape.hidden, bias=False)
         self.q_norm = RMSNorm(self.width, settings.rms_norm_eps)
         self.k_norm = RMSNorm(self.width, settings.rms_norm_eps)
 
@@ -123,10 +110,11 @@ class BlockLayer(nn.Module):
 
     def __init__(self, settings: BlockSettings) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
+        shape, eps = settings.shape, settings.rms_norm_eps
+        self.input_layernorm = RMSNorm(shape.hidden, eps)
         self.self_attn = BlockAttention(settings)
-        self.post_attention_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
-        self.mlp = MLP(settings.hidden_size, settings.intermediate_size)
+        self.post_attention_layernorm = RMSNorm(shape.hidden, eps)
+        self.mlp = MLP(shape.hidden, shape.intermediate)
 
 
 class MarkovHead(nn.Module):
@@ -155,56 +143,32 @@ class BlockModule(DraftModule):
     def __init__(self, settings: BlockSettings) -> None:
         super().__init__(settings.rope, settings.recompute)
         self.settings = settings
-        hidden, eps, vocab = settings.hidden_size, settings.rms_norm_eps, len(settings.draft_ids)
-        self.fc = nn.Linear(settings.aux_width, hidden, bias=False)
-        self.hidden_norm = RMSNorm(hidden, eps)
-        self.layers = nn.ModuleList(BlockLayer(settings) for _ in range(settings.num_hidden_layers))
-        self.norm = RMSNorm(hidden, eps)
-        if settings.markov_rank:
-            self.markov_head = MarkovHead(vocab, settings.markov_rank)
-        if settings.confidence:
-            self.confidence_head = ConfidenceHead(hidden + settings.markov_rank)
+        shape, eps = settings.shape, settings.rms_norm_eps
+        self.fc = nn.Linear(shape.aux_layers * shape.hidden, shape.hidden, bias=False)
+        self.hidden_norm = RMSNorm(shape.hidden, eps)
+        self.layers = nn.ModuleList(BlockLayer(settings) for _ in range(shape.layers))
+        self.norm = RMSNorm(shape.hidden, eps)
+        if shape.markov_rank:
+            self.markov_head = MarkovHead(shape.vocab, shape.markov_rank)
+        if shape.confidence:
+            self.confidence_head = ConfidenceHead(shape.hidden + shape.markov_rank)
         self.slots_at_once = settings.slots_at_once
 
-    @torch.no_grad()
-    def initialize(
-        self,
-        seed: int,
-        embedding: Tensor,
-        target_head: Tensor,
-        start: Mapping[str, Tensor] | None = None,
-        target_bias: Tensor | None = None,
-    ) -> None:
-        """Implement `specbatch.drafts.base.Module.initialize`. Matrices are uniform in ``±1 / √inputs``; the last norm
-        is the target's scale of logits times `FIRST_SCALE`; the term for pairs of tokens and the estimates start at
-        zero."""
-        self.attach(embedding, target_head, target_bias)
-        for name, parameter in self.named_parameters():
-            if start is not None and name in start:
-                full = start[name]
-            elif name == "norm.weight":
-                full = torch.full(parameter.shape, FIRST_SCALE * self.settings.target_logits.scale)
-            elif name in ("markov_head.markov_w2.weight", "confidence_head.proj.bias"):
-                full = torch.zeros(parameter.shape)
-            elif parameter.ndim == 1:
-                full = torch.ones(parameter.shape)
-            else:
-                full = random_matrix(seed, name, parameter.shape)
-            fill(parameter, full)
+    def _first_value(self, name: str, shape: torch.Size, embedding: Tensor) -> Tensor | None:
+        """The last norm is the target's scale of logits times `FIRST_SCALE`; the term for pairs of tokens and the
+        estimates start at zero."""
+        if name == "norm.weight":
+            return torch.full(shape, FIRST_SCALE * self.settings.target_logits.scale)
+        zero = name in ("markov_head.markov_w2.weight", "confidence_head.proj.bias")
+        return torch.zeros(shape) if zero else None
 
     def calibrate(self, mean_square: Mapping[str, Tensor]) -> None:
         """Implement `specbatch.drafts.base.Module.calibrate`."""
         balance_inputs(self.fc.weight, mean_square["aux"])
 
-    def attach(self, embedding: Tensor, target_head: Tensor, target_bias: Tensor | None = None) -> None:
-        """Use these tensors of the target, both ``[vocabulary, hidden]``, and the bias of its head if it has one."""
-        device = self.fc.weight.device
-        self.embedding, self.target_head = embedding.to(device), target_head.to(device)
-        self.target_bias = None if target_bias is None else target_bias.to(device)
-
     def forward(self, pack: PackTensors, weights: Tensor) -> Tensor:
         """Implement `specbatch.drafts.base.Module.forward`."""
-        blocks = locate(pack, self.settings.draw, self.settings.proposals)
+        blocks = locate(pack, self.settings.draw, self.settings.shape.proposals)
         heads = self._heads(pack)
         shared = self._context(pack, blocks)
         head_ids = {id(parameter) for parameter in heads.trained}
@@ -223,10 +187,10 @@ class BlockModule(DraftModule):
     def evaluate(self, pack: PackTensors, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Implement `specbatch.drafts.base.Module.evaluate`. If a proposal depends on the previous one, the text's
         token is used for that: it is the same while proposals are accepted, and later ones are ignored."""
-        blocks = locate(pack, self.settings.draw, self.settings.proposals)
+        blocks = locate(pack, self.settings.draw, self.settings.shape.proposals)
         heads, shared = self._heads(pack), self._context(pack, blocks)
         result = torch.zeros(2, len(weights), dtype=wider(self.norm.weight.dtype), device=weights.device)
-        tokens = (self.settings.proposals, len(pack.input_ids))
+        tokens = (self.settings.shape.proposals, len(pack.input_ids))
         proposed = torch.full(tokens, -1, dtype=torch.int64, device=pack.input_ids.device)
         for chunk in self._chunks(blocks):
             states = self._run(pack, chunk, [x[chunk.keys] for x in shared])
@@ -237,17 +201,17 @@ class BlockModule(DraftModule):
         return result, proposed
 
     def _chunks(self, blocks: Blocks) -> Any:
-        settings = self.settings
-        return blocks.cut(max(1, self.slots_at_once // settings.block_size), settings.block_size, settings.first_slot)
+        shape = self.settings.shape
+        return blocks.cut(max(1, self.slots_at_once // shape.block_size), shape.block_size, shape.first_slot)
 
     def _heads(self, pack: PackTensors) -> BlockHeads:
         assert self.target_head is not None
         dtype = self.norm.weight.dtype
         on_cpu = self.target_head.device.type == "cpu"
         markov = confidence = None
-        if self.settings.markov_rank:
+        if self.settings.shape.markov_rank:
             markov = (self.markov_head.markov_w1.weight, self.markov_head.markov_w2.weight)
-        if self.settings.confidence:
+        if self.settings.shape.confidence:
             confidence = (self.confidence_head.proj.weight, self.confidence_head.proj.bias)
         return BlockHeads(
             norm_H=self.norm.weight,
@@ -277,7 +241,7 @@ class BlockModule(DraftModule):
         Args:
             shared: keys and values of the rows that the chunk sees.
         """
-        size, device = self.settings.block_size, pack.input_ids.device
+        size, device = self.settings.shape.block_size, pack.input_ids.device
         blocks = len(chunk.token_n)
         ids = pack.input_ids.new_full((blocks, size), self.settings.mask_token_id)
         ids[:, 0] = pack.input_ids[chunk.token_n.to(device, non_blocking=True)]
@@ -304,7 +268,8 @@ class BlockModule(DraftModule):
     ) -> Tensor:
         """Return the layer's output ``[N, H]``, or that of the wanted slots only."""
         query, key, value = self._saving("all_but_attention", self._project, layer, x, rotation)
-        mixed = attend_blocks(query, key, value, shared_key, shared_value, mask, self.settings.block_size).flatten(1)
+        size = self.settings.shape.block_size
+        mixed = attend_blocks(query, key, value, shared_key, shared_value, mask, size).flatten(1)
         if wanted is not None:
             x, mixed = x[wanted], mixed[wanted]
         return self._saving("all_but_attention", self._finish, layer, x, mixed)

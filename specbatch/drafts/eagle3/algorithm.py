@@ -61,12 +61,7 @@ class Eagle3(DecoderAlgorithm):
         """The shape of the draft."""
         draft, target = self.draft, self.target
         return Shape(
-            hidden=target.hidden,
-            intermediate=self.size.intermediate,
-            heads=self.size.heads,
-            kv_heads=self.size.kv_heads,
-            head_dim=self.size.head_dim,
-            vocab=target.vocab,
+            **self._layer_shape,
             draft_vocab=min(draft.vocab_size or target.vocab, target.vocab),
             aux_layers=len(self.contract.aux_layers),
             own_embedding=draft.train_embedding,
@@ -187,7 +182,7 @@ class Eagle3(DecoderAlgorithm):
     def settings(self, corpus: Corpus) -> Eagle3Settings:
         from specbatch.drafts.eagle3.settings import settings
 
-        return settings(self.config, self.draft, self.target, self.shape, self.contract, corpus)
+        return settings(self.config, self.draft, self.target, self.shape, corpus)
 
     def module(self) -> type[torch.nn.Module]:
         from specbatch.drafts.eagle3.model import Eagle3Module

@@ -88,7 +88,7 @@ def _flops(
     Args:
         pairs_KS: pairs of a query and a key that it sees, in each unrolled step.
     """
-    hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    hidden, query, key = shape.hidden, shape.query, shape.key
     both, head, first = (3.0, 3.0 if shape.train_head else 2.0, 2.0) if backward else (1.0, 1.0, 1.0)
     scores = 1 + 2.5 if backward else 1.0
     flops = rows_S["aux"] * 2.0 * (first * shape.first + both * 2 * hidden * 2 * key)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
+from specbatch.drafts.eagle3.memory import Shape
 from specbatch.drafts.layers import MLP, RMSNorm
-
-if TYPE_CHECKING:
-    from specbatch.drafts.eagle3.model import Eagle3Settings
 
 
 class Attention(nn.Module):
     """Projections of the draft's attention; inputs are an embedding and a state, concatenated."""
 
-    def __init__(self, config: Eagle3Settings) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        hidden, width = config.hidden_size, config.head_dim
-        self.width = width
-        self.q_proj = nn.Linear(2 * hidden, config.num_attention_heads * width, bias=False)
-        self.k_proj = nn.Linear(2 * hidden, config.num_key_value_heads * width, bias=False)
-        self.v_proj = nn.Linear(2 * hidden, config.num_key_value_heads * width, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * width, hidden, bias=False)
+        self.width = shape.head_dim
+        self.q_proj = nn.Linear(2 * shape.hidden, shape.query, bias=False)
+        self.k_proj = nn.Linear(2 * shape.hidden, shape.key, bias=False)
+        self.v_proj = nn.Linear(2 * shape.hidden, shape.key, bias=False)
+        self.o_proj = nn.Linear(shape.query, shape.hidden, bias=False)
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights that project inputs to queries, keys and values. Their first half of columns is for the
@@ -37,11 +32,10 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """The draft's only decoder layer, with the names that engines load."""
 
-    def __init__(self, config: Eagle3Settings) -> None:
+    def __init__(self, shape: Shape, eps: float) -> None:
         super().__init__()
-        hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(hidden, eps)
-        self.hidden_norm = RMSNorm(hidden, eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(hidden, eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(shape.hidden, eps)
+        self.hidden_norm = RMSNorm(shape.hidden, eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden, eps)
+        self.mlp = MLP(shape.hidden, shape.intermediate)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Literal
 from specbatch.drafts.memory import (
     CPU_BLOCK_SCORES,
     WIDE,
+    DecoderShape,
     Recomputation,
     chunk_positions,
     normalised_bytes,
     position_bytes,
+    total_bytes,
 )
 
 if TYPE_CHECKING:
@@ -25,16 +27,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Shape of a draft and its target. Names are those of a Hugging Face configuration."""
+class Shape(DecoderShape):
+    """Shape of a draft and its target."""
 
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    """Number of rows of the target's embedding."""
     draft_vocab: int
     aux_layers: int = 3
     own_embedding: bool = False
@@ -110,7 +105,7 @@ def step_bytes(shape: Shape, work: StepWork) -> dict[str, int]:
     # Norms keep a float32 copy of bfloat16 inputs; float32 needs none.
     copy = wide if value < wide else 0
     columns = -(-work.tokens // work.ranks_per_pack)
-    keys = 2 * shape.kv_heads * shape.head_dim
+    keys = 2 * shape.key
     chunk = min(work.columns_at_once, columns)
     # On a GPU one pack is copied while another is trained; a CPU trains it in place.
     packs = (shape.aux_layers + 1 + shape.images) * shape.hidden * 2 * columns * (2 if work.gpu else 0)
@@ -132,12 +127,12 @@ def step_bytes(shape: Shape, work: StepWork) -> dict[str, int]:
     if shape.norm_output:
         finish += shape.hidden * (2 * value + copy)
     # A GPU keeps FlexAttention's output, besides the result after own keys were merged in.
-    attention = (3 if work.gpu else 2) * (shape.heads * shape.head_dim * value + shape.heads * wide)
+    attention = (3 if work.gpu else 2) * (shape.query * value + shape.heads * wide)
     always = 2 * shape.hidden * value + keys * value
     whole = state + finish + attention
     kept = {"none": whole, "all_but_attention": attention, "all": 0}[work.recompute] + always
     # A chunk's tokens: the share of their embeddings in queries, keys and values, and its gradient.
-    projected = (shape.heads + 2 * shape.kv_heads) * shape.head_dim * value
+    projected = (shape.query + 2 * shape.key) * value
     tokens = 2 * projected + (0 if work.recompute == "all" else embedded)
     # For the step that is being differentiated: recomputed activations, and the gradients of its widest tensors.
     passing = 3 * shape.intermediate * value + (0 if work.recompute == "none" else whole)
@@ -170,22 +165,16 @@ def rank_bytes(shape: Shape, work: StepWork, *, ranks: int, stored_bytes: int) -
 
     Args:
         ranks: number of ranks over which weights, gradients and optimizer states are sharded.
-        stored_bytes: bytes of a value in the target's checkpoint; every rank has its whole embedding and head.
+        stored_bytes: bytes of a value in the target's checkpoint.
     """
-    of_optimizer = WIDE * (shape.parameters + 3 * shape.trained) // ranks
-    gathered = shape.parameters * work.value_bytes
-    target = (shape.head + (0 if shape.own_embedding else shape.embedding)) * stored_bytes
-    step = step_bytes(shape, work)
-    # Reducing gradients takes them in the compute dtype, and in float32 for the communication.
-    reducing = shape.trained * (work.value_bytes + WIDE) + step["pack"]
-    excess = max(0, reducing - sum(step.values()))
-    return {
-        "weights, gradients and optimizer": of_optimizer,
-        "gathered weights": gathered,
-        "target's embedding and head": target,
-        **step,
-        **({"reducing gradients": excess} if excess else {}),
-    }
+    return total_bytes(
+        step_bytes(shape, work),
+        parameters=shape.parameters,
+        trained=shape.trained,
+        target=(shape.head + (0 if shape.own_embedding else shape.embedding)) * stored_bytes,
+        value=work.value_bytes,
+        ranks=ranks,
+    )
 
 
 def rank_memory(config: Config, shape: Shape, ttt_steps: int, target_dtype: str) -> dict[str, int]:

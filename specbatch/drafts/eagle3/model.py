@@ -35,7 +35,8 @@ from specbatch.drafts.eagle3.chunked_backward import ChunkedBackward
 from specbatch.drafts.eagle3.column_chunks import ColumnChunk, StepRows, column_chunks
 from specbatch.drafts.eagle3.columns import Columns, locate
 from specbatch.drafts.eagle3.layer import Layer, RMSNorm
-from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill, random_matrix
+from specbatch.drafts.eagle3.memory import Shape
+from specbatch.drafts.first_weights import FIRST_SCALE, balance_inputs, fill
 from specbatch.drafts.fused import compare, compare_by_acceptance, compare_by_both, rotate
 from specbatch.drafts.loss import Heads, distill, wider
 from specbatch.drafts.memory import Recomputation
@@ -46,35 +47,24 @@ from specbatch.target.logits import PLAIN, Logits
 
 LOSSES = {"kl": compare, "lk_lambda": compare_by_both, "lk_alpha": compare_by_acceptance}
 """By name: losses of a position, and their gradients."""
+Three = tuple[Tensor, Tensor, Tensor]
+"""Queries, states or columns; keys; values."""
 
 
 @dataclass(frozen=True)
 class Eagle3Settings:
-    """Shape of a draft. Names are those of a Hugging Face configuration."""
+    """Shape and settings of a draft."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
+    shape: Shape
     rms_norm_eps: float
     rope: Rope
     ttt_steps: int
     draft_ids: tuple[int, ...]
     """Target ids of the draft's vocabulary, ascending."""
-    aux_width: int
-    """Values per row of ``aux``."""
-    fc_norm: bool = False
-    """Normalise the states of each of the target's layers before the projection."""
-    norm_output: bool = False
-    """Unroll over the normalised state."""
     loss: str = "kl"
     """One of `LOSSES`."""
-    train_head: bool = True
     target_logits: Logits = PLAIN
     """Transformation of the target's logits before the softmax."""
-    embedding_rows: int = 0
-    """Rows of a trained embedding; 0 if the target's is read."""
     columns_at_once: int = 1024
     """Live columns whose activations are in memory at once."""
     recompute: Recomputation = "none"
@@ -91,56 +81,29 @@ class Eagle3Module(DraftModule):
     def __init__(self, config: Eagle3Settings) -> None:
         super().__init__(config.rope, config.recompute)
         self.config = config
-        if config.fc_norm:
-            layers = config.aux_width // config.hidden_size
-            self.fc_norm = nn.ModuleList([RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(layers)])
-        self.fc = nn.Linear(config.aux_width, config.hidden_size, bias=False)
-        self.layers = nn.ModuleList([Layer(config)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, len(config.draft_ids), bias=False)
-        self.lm_head.weight.requires_grad_(config.train_head)
-        if config.embedding_rows:
-            self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
+        shape, hidden, eps = config.shape, config.shape.hidden, config.rms_norm_eps
+        if shape.fc_norm:
+            self.fc_norm = nn.ModuleList([RMSNorm(hidden, eps) for _ in range(shape.aux_layers)])
+        self.fc = nn.Linear(shape.aux_layers * hidden, hidden, bias=False)
+        self.layers = nn.ModuleList([Layer(shape, eps)])
+        self.norm = RMSNorm(hidden, eps)
+        self.lm_head = nn.Linear(hidden, len(config.draft_ids), bias=False)
+        self.lm_head.weight.requires_grad_(shape.train_head)
+        if shape.own_embedding:
+            self.embed_tokens = nn.Embedding(shape.vocab, hidden)
         self.register_buffer("draft_ids", torch.empty(len(config.draft_ids), dtype=torch.int64))
         self.columns_at_once = config.columns_at_once
 
-    @torch.no_grad()
-    def initialize(
-        self,
-        seed: int,
-        embedding: Tensor,
-        target_head: Tensor,
-        start: Mapping[str, Tensor] | None = None,
-        target_bias: Tensor | None = None,
-    ) -> None:
-        """Initialize the weights, the same for every number of ranks, and attach the target's tensors.
-
-        Matrices are uniform in ``±1 / √inputs``. The head starts as the target's, after a norm of weight `FIRST_SCALE`;
-        if that norm also scales the unrolled state, the head is scaled instead.
-
-        Args:
-            embedding: ``[vocabulary, hidden]`` of the target.
-            target_head: ``[vocabulary, hidden]`` of the target.
-            start: the weights to use instead, by name, of any dtype.
-            target_bias: bias of the target's head, ``[vocabulary]``, if it has one.
-        """
-        ids = torch.tensor(self.config.draft_ids, device=self.draft_ids.device)
-        self.draft_ids.copy_(ids)
-        self.attach(embedding, target_head, target_bias)
-        for name, parameter in self.named_parameters():
-            if start is not None and name in start:
-                full = start[name]
-            elif name == "lm_head.weight":
-                first = FIRST_SCALE if self.config.norm_output else 1
-                full = self.target_head.float() * (first * self.config.target_logits.scale)
-            elif name == "embed_tokens.weight":
-                full = embedding.float()
-            elif parameter.ndim == 1:
-                scaled = name == "norm.weight" and not self.config.norm_output
-                full = torch.full(parameter.shape, FIRST_SCALE if scaled else 1.0)
-            else:
-                full = random_matrix(seed, name, parameter.shape)
-            fill(parameter, full)
+    def _first_value(self, name: str, shape: torch.Size, embedding: Tensor) -> Tensor | None:
+        """The head starts as the target's, after a norm of weight `FIRST_SCALE`; if that norm also scales the unrolled
+        state, the head is scaled instead."""
+        norm_output = self.config.shape.norm_output
+        if name == "lm_head.weight":
+            scale = self.config.target_logits.scale
+            return self.target_head.float() * ((FIRST_SCALE if norm_output else 1) * scale)
+        if name == "embed_tokens.weight":
+            return embedding.float()
+        return torch.full(shape, FIRST_SCALE) if name == "norm.weight" and not norm_output else None
 
     @torch.no_grad()
     def calibrate(self, mean_square: Mapping[str, Tensor]) -> None:
@@ -150,8 +113,8 @@ class Eagle3Module(DraftModule):
             mean_square: mean square of ``aux`` over the packs of the first step, ``[3 * hidden]``.
         """
         smallest = torch.finfo(torch.float32).tiny
-        if self.config.fc_norm:
-            for norm, square in zip(self.fc_norm, mean_square["aux"].split(self.config.hidden_size), strict=True):
+        if self.config.shape.fc_norm:
+            for norm, square in zip(self.fc_norm, mean_square["aux"].split(self.config.shape.hidden), strict=True):
                 fill(norm.weight, (square.mean() / square.clamp(min=smallest)).sqrt())
             return
         balance_inputs(self.fc.weight, mean_square["aux"])
@@ -160,7 +123,8 @@ class Eagle3Module(DraftModule):
         """Use these tensors of the target: its embedding, and the rows of its head for the draft's vocabulary."""
         device = self.draft_ids.device
         ids = torch.tensor(self.config.draft_ids, device=target_head.device)
-        self.embedding = None if self.config.embedding_rows else embedding.to(device)
+        self.draft_ids.copy_(ids)
+        self.embedding = None if self.config.shape.own_embedding else embedding.to(device)
         whole = len(ids) == target_head.shape[0]
         self.target_head = (target_head if whole else target_head[ids]).to(device)
         self.target_bias = None if target_bias is None else target_bias.to(ids.device)[ids].to(device)
@@ -216,7 +180,7 @@ class Eagle3Module(DraftModule):
     def _heads(self, pack: PackTensors) -> Heads:
         return Heads(
             self.lm_head.weight,
-            None if self.config.norm_output else self.norm.weight,
+            None if self.config.shape.norm_output else self.norm.weight,
             self.norm.eps,
             self.target_head,
             pack.rows["last"],
@@ -232,11 +196,11 @@ class Eagle3Module(DraftModule):
         z, key, value = self._saving("all", self._own_first, pack, columns)
         return columns, z, *self._of_all_ranks((key, value), pack.share, columns.of_ranks)
 
-    def _own_first(self, pack: PackTensors, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
+    def _own_first(self, pack: PackTensors, columns: Columns) -> Three:
         attention = self.layers[0].self_attn
         aux = pack.rows["aux"].to(self.fc.weight.dtype)
-        if self.config.fc_norm:
-            layers = aux.split(self.config.hidden_size, -1)
+        if self.config.shape.fc_norm:
+            layers = aux.split(self.config.shape.hidden, -1)
             aux = torch.cat([norm(layer) for norm, layer in zip(self.fc_norm, layers, strict=True)], -1)
         z = self.fc(aux)
         # With images, not everything that is read is the embedding of a token.
@@ -259,8 +223,8 @@ class Eagle3Module(DraftModule):
         attention = self.layers[0].self_attn
         # A token is read by up to K columns, each in another step: its share of the projections is computed once.
         of_tokens = self._saving("all", self._project_tokens, pack, chunk.tokens)
-        of_states = tuple(weight[:, self.config.hidden_size :] for weight in attention.inputs())
-        made: list[tuple[Tensor, Tensor, Tensor]] = []
+        of_states = tuple(weight[:, self.config.shape.hidden :] for weight in attention.inputs())
+        made: list[Three] = []
         states: list[Tensor] = []
         prefix_mask: PrefixMask | None = None
         for step, rows in enumerate(chunk.steps):
@@ -284,14 +248,14 @@ class Eagle3Module(DraftModule):
         self,
         step: int,
         rows: StepRows,
-        of_tokens: tuple[Tensor, Tensor, Tensor],
-        of_states: tuple[Tensor, Tensor, Tensor],
+        of_tokens: Three,
+        of_states: Three,
         z: Tensor,
         k_first: Tensor,
         v_first: Tensor,
-        made: tuple[tuple[Tensor, Tensor, Tensor], ...],
+        made: tuple[Three, ...],
         prefix_mask: PrefixMask,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Three:
         """Compute one unrolled step of the live columns: their new states ``[N, H]``, and the step's keys and values.
 
         Args:
@@ -306,19 +270,12 @@ class Eagle3Module(DraftModule):
         mixed = attend(query, k_first, v_first, own, prefix_mask)
         return self._saving("all_but_attention", self._finish, z, mixed), key, value
 
-    def _project(
-        self,
-        step: int,
-        rows: StepRows,
-        of_tokens: tuple[Tensor, Tensor, Tensor],
-        of_states: tuple[Tensor, Tensor, Tensor],
-        z: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, step: int, rows: StepRows, of_tokens: Three, of_states: Three, z: Tensor) -> Three:
         """Return queries, keys and values of a step; keys and values of the first step exist already."""
         state = self.layers[0].hidden_norm(z)
         read = rows.read_N.to(z.device, non_blocking=True)
         query, *others = (
-            torch.addmm(token.index_select(0, read), state, weight.T).unflatten(-1, (-1, self.config.head_dim))
+            torch.addmm(token.index_select(0, read), state, weight.T).unflatten(-1, (-1, self.config.shape.head_dim))
             for token, weight in zip(of_tokens[: 3 if step else 1], of_states, strict=False)
         )
         cos, sin = self._rotation(rows.position_N + step, z)
@@ -328,14 +285,14 @@ class Eagle3Module(DraftModule):
         key, value = others
         return query, rotate(key, cos, sin), value
 
-    def _project_tokens(self, pack: PackTensors, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_tokens(self, pack: PackTensors, token: Tensor) -> Three:
         """Return the share of tokens' embeddings in queries, keys and values, before rotation.
 
         Args:
             token: indices into the pack's ``input_ids``, on the host.
         """
         embedded = self._embedded(pack, token)
-        width = self.config.hidden_size
+        width = self.config.shape.hidden
         query, key, value = (F.linear(embedded, weight[:, :width]) for weight in self.layers[0].self_attn.inputs())
         return query, key, value
 
@@ -344,7 +301,7 @@ class Eagle3Module(DraftModule):
         layer = self.layers[0]
         u = z + layer.self_attn.o_proj(mixed.flatten(1))
         new = u + layer.mlp(layer.post_attention_layernorm(u))
-        return self.norm(new) if self.config.norm_output else new
+        return self.norm(new) if self.config.shape.norm_output else new
 
     def _embedded(self, pack: PackTensors, token: Tensor) -> Tensor:
         """Return the normalised embeddings of tokens, ``[N, H]``, in the compute dtype."""

@@ -12,7 +12,8 @@ from specbatch.drafts.block import loss
 from specbatch.drafts.block.anchors import Draw, anchors, learning
 from specbatch.drafts.block.objective import Objective
 from specbatch.drafts.masks import Masks
-from tests.drafts.block.case import TURNS, VOCAB, WEIGHTS, Sample, difference, make_draft, ours, pack_of, theirs
+from tests.drafts.block.case import TURNS, Sample, make_draft, pack_of, theirs
+from tests.drafts.samples import VOCAB, WEIGHTS, difference, ours
 
 OBJECTIVES = [
     Objective(distribution=1.0),
@@ -53,7 +54,7 @@ def test_loss_gradients_and_accuracies_are_the_oracles(
 
 def reference(**options):
     draft, samples = make_draft(**options), [Sample(mask, i) for i, mask in enumerate(TURNS)]
-    weights = WEIGHTS[: draft.settings.proposals]
+    weights = WEIGHTS[: draft.settings.shape.proposals]
     return draft, samples, weights, ours(draft, pack_of(samples), weights)[1]
 
 
@@ -104,8 +105,8 @@ def test_pieces_of_scores_positions_and_blocks_change_nothing(monkeypatch, most)
 def test_an_evaluation_says_what_training_does_and_which_tokens_are_proposed(options):
     draft = make_draft(**options)
     samples = [Sample(mask, i) for i, mask in enumerate(TURNS)]
-    pack, proposals = pack_of(samples), draft.settings.proposals
-    weights = WEIGHTS[: proposals * (2 if draft.settings.confidence else 1)]
+    pack, proposals = pack_of(samples), draft.settings.shape.proposals
+    weights = WEIGHTS[: proposals * (2 if draft.settings.shape.confidence else 1)]
     result, proposed = draft.evaluate(pack, weights)
     assert torch.equal(result, draft(pack, weights).detach())
     first, right = 0, [0] * proposals

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from specbatch.drafts.block.anchors import Draw
 from specbatch.drafts.block.blocks import lay_out, locate
 from specbatch.drafts.pack import ContextShard, PackTensors
-from tests.drafts.block.case import TURNS, WEIGHTS, Sample, difference, make_draft, ours, pack_of
+from tests.drafts.block.case import TURNS, Sample, make_draft, pack_of
+from tests.drafts.samples import WEIGHTS, difference, ours
 
 MASKS = st.lists(st.lists(st.booleans(), min_size=1, max_size=40), min_size=1, max_size=5)
 DRAW = Draw(3, 4)
@@ -47,8 +48,8 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     draft, pack = make_draft(**OPTIONS), _pack()
     draft.group, draft.slots_at_once = dist.group.WORLD, 9
-    share = share_of(pack, ContextShard(rank, ranks), DRAW, draft.settings.proposals)
-    weights = WEIGHTS[: 2 * draft.settings.proposals]
+    share = share_of(pack, ContextShard(rank, ranks), DRAW, draft.settings.shape.proposals)
+    weights = WEIGHTS[: 2 * draft.settings.shape.proposals]
     result, gradients = ours(draft, share, weights)
     evaluated, proposed = draft.evaluate(share, weights)
     for tensor in (result, evaluated, *gradients.values()):
@@ -68,7 +69,7 @@ def test_ranks_together_learn_exactly_what_one_does(tmp_path: Path) -> None:
     mp.spawn(_rank, (2, str(tmp_path)), nprocs=2)
     result, gradients, evaluated, proposed = torch.load(tmp_path / "found")
     draft = make_draft(**OPTIONS)
-    weights = WEIGHTS[: 2 * draft.settings.proposals]
+    weights = WEIGHTS[: 2 * draft.settings.shape.proposals]
     expected, of_one = ours(draft, _pack(), weights)
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     assert difference(gradients, of_one) < 1e-10

@@ -46,7 +46,7 @@ def test_memory_is_that_of_few_blocks_for_many():
 def test_as_many_blocks_are_drawn_as_asked_for():
     for anchors in (32, 300):
         made = case(anchors)
-        blocks = len(locate(made.pack, made.draft.settings.draw, made.draft.settings.proposals).chosen)
+        blocks = len(locate(made.pack, made.draft.settings.draw, made.draft.settings.shape.proposals).chosen)
         assert anchors <= blocks < anchors + len(made.pack.samples)
 
 

@@ -22,7 +22,8 @@ from specbatch.drafts.attention import OwnKeys, PrefixMask, cpu, gpu
 from specbatch.drafts.eagle3.model import Eagle3Module
 from specbatch.drafts.memory import Recomputation
 from specbatch.drafts.pack import PackTensors
-from tests.drafts.eagle3.test_model import WEIGHTS, WHOLE, difference, make_draft, ours, pack_of, reference
+from tests.drafts.eagle3.test_model import WHOLE, make_draft, pack_of, reference
+from tests.drafts.samples import WEIGHTS, difference, ours
 from tests.drafts.test_attention import eager
 
 STEPS = 3

@@ -12,52 +12,51 @@ from hypothesis import strategies as st
 
 from specbatch.drafts.eagle3.contract import Eagle3Contract
 from specbatch.drafts.eagle3.cost import counts_of
+from specbatch.drafts.eagle3.memory import Shape
 from specbatch.drafts.eagle3.model import LOSSES, Eagle3Module, Eagle3Settings
 from specbatch.drafts.masks import Masks
 from specbatch.drafts.memory import Recomputation
 from specbatch.drafts.pack import PackTensors
 from specbatch.drafts.rope import Rope
 from tests.drafts.eagle3.oracle import unroll_sample
+from tests.drafts.samples import (
+    EPS,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    THETA,
+    VOCAB,
+    WEIGHTS,
+    Sample,
+    difference,
+    gradients_of,
+    ours,
+    packed,
+)
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, EPS, THETA = 8, 4, 2, 4, 23, 1e-5, 50.0
 CONTRACT = Eagle3Contract(aux_layers=(0, 1, 2), hidden=HIDDEN)
-
-
-class Sample:
-    """A sample whose target states are random at every position."""
-
-    def __init__(self, mask: list[bool], seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        tokens = len(mask)
-        self.mask = mask
-        self.ids = torch.randint(VOCAB, (tokens,), generator=generator).tolist()
-        self.aux = torch.randn(tokens, 3 * HIDDEN, dtype=torch.float64, generator=generator)
-        self.last = torch.randn(tokens, HIDDEN, dtype=torch.float64, generator=generator)
 
 
 def make_draft(
     steps: int,
     draft_ids: tuple[int, ...],
-    embedding_rows: int = 0,
     *,
+    own_embedding: bool = False,
     fc_norm: bool = False,
     norm_output: bool = False,
     loss: str = "kl",
 ) -> Eagle3Module:
+    shape = Shape(
+        HIDDEN, 12, HEADS, KV_HEADS, HEAD_DIM, VOCAB, len(draft_ids), own_embedding=own_embedding, fc_norm=fc_norm,
+        norm_output=norm_output,
+    )  # fmt: skip
     config = Eagle3Settings(
-        hidden_size=HIDDEN,
-        intermediate_size=12,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
+        shape=shape,
         rms_norm_eps=EPS,
         rope=Rope(HEAD_DIM, THETA, 64),
         ttt_steps=steps,
         draft_ids=draft_ids,
-        aux_width=CONTRACT.widths["aux"],
-        embedding_rows=embedding_rows,
-        fc_norm=fc_norm,
-        norm_output=norm_output,
         loss=loss,
     )
     draft = Eagle3Module(config).double()
@@ -72,28 +71,7 @@ def make_draft(
 
 
 def pack_of(samples: list[Sample]) -> PackTensors:
-    rows = [CONTRACT.rows(np.array(s.mask, dtype=bool)) for s in samples]
-
-    def gather(name: str, width: int) -> torch.Tensor:
-        parts = [getattr(s, name)[torch.from_numpy(r[name])] for s, r in zip(samples, rows, strict=True)]
-        return torch.cat([torch.empty(0, width, dtype=torch.float64), *parts])
-
-    return PackTensors(
-        input_ids=torch.tensor([i for s in samples for i in s.ids], dtype=torch.int64),
-        loss_mask=torch.tensor([m for s in samples for m in s.mask], dtype=torch.bool),
-        lengths=tuple(len(s.mask) for s in samples),
-        rows={"aux": gather("aux", 3 * HIDDEN), "last": gather("last", HIDDEN)},
-    )
-
-
-def ours(draft: Eagle3Module, pack: PackTensors, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    draft.zero_grad()
-    result = draft(pack, weights)
-    result[0].sum().backward()
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in draft.named_parameters()
-    }
-    return result.detach(), gradients
+    return packed(CONTRACT, samples)
 
 
 def theirs(draft: Eagle3Module, samples: list[Sample], weights: torch.Tensor):
@@ -116,8 +94,8 @@ def theirs(draft: Eagle3Module, samples: list[Sample], weights: torch.Tensor):
             eps=EPS,
             theta=THETA,
             steps=steps,
-            fc_norm=draft.config.fc_norm,
-            norm_output=draft.config.norm_output,
+            fc_norm=draft.config.shape.fc_norm,
+            norm_output=draft.config.shape.norm_output,
             objective=draft.config.loss,
         )
         losses = losses + torch.stack(loss)
@@ -126,18 +104,9 @@ def theirs(draft: Eagle3Module, samples: list[Sample], weights: torch.Tensor):
     total = (losses * weights).sum()
     if total.requires_grad:
         total.backward()
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in draft.named_parameters()
-    }
-    return (losses * weights).detach(), correct, counts, gradients
+    return (losses * weights).detach(), correct, counts, gradients_of(draft)
 
 
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest relative difference of any gradient."""
-    return max(((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-9)).item() for n in b)
-
-
-WEIGHTS = 0.8 ** torch.arange(8, dtype=torch.float64) / 7
 WHOLE = tuple(range(VOCAB))
 
 
@@ -184,7 +153,7 @@ def test_loss_gradients_and_accuracies_are_the_oracles(
 
 def test_the_gradient_of_an_embedding_of_its_own_is_the_oracles():
     samples = [Sample([False] * 2 + [True] * 4, 0), Sample([True] * 5, 1)]
-    draft = make_draft(3, (0, 3, 4, 8, 9, 15, 22), embedding_rows=VOCAB)
+    draft = make_draft(3, (0, 3, 4, 8, 9, 15, 22), own_embedding=True)
     _, gradients = ours(draft, pack_of(samples), WEIGHTS[:3])
     expected = theirs(draft, samples, WEIGHTS[:3])[3]
     assert expected["embed_tokens.weight"].any()

@@ -13,7 +13,8 @@ from torch import Tensor
 from specbatch.drafts.eagle3.model import Eagle3Module
 from specbatch.drafts.fused import rotate
 from specbatch.drafts.rope import Rope
-from tests.drafts.eagle3.test_model import WEIGHTS, WHOLE, Sample, make_draft, pack_of
+from tests.drafts.eagle3.test_model import WHOLE, make_draft, pack_of
+from tests.drafts.samples import WEIGHTS, Sample
 
 STEPS, RANKS, PACKS = 3, 2, 2
 

@@ -20,17 +20,8 @@ from specbatch.drafts.eagle3.contract import Eagle3Contract
 from specbatch.drafts.pack import ContextShard, PackTensors, runs
 from specbatch.snapshot.recording import RecordedPack
 from specbatch.training.replay import divide, join
-from tests.drafts.eagle3.test_model import (
-    HEAD_DIM,
-    KV_HEADS,
-    WEIGHTS,
-    WHOLE,
-    Sample,
-    difference,
-    make_draft,
-    ours,
-    pack_of,
-)
+from tests.drafts.eagle3.test_model import WHOLE, make_draft, pack_of
+from tests.drafts.samples import HEAD_DIM, KV_HEADS, WEIGHTS, Sample, difference, ours
 
 STEPS = 3
 MASKS = st.lists(st.lists(st.booleans(), min_size=1, max_size=40), min_size=1, max_size=5)

@@ -20,7 +20,8 @@ from specbatch.drafts.eagle3.cost import costs_of
 from specbatch.drafts.eagle3.memory import Shape
 from specbatch.drafts.masks import Masks
 from tests.drafts.eagle3.test_device import away
-from tests.drafts.eagle3.test_model import WEIGHTS, WHOLE, difference, make_draft, ours, pack_of, reference
+from tests.drafts.eagle3.test_model import WHOLE, make_draft, pack_of, reference
+from tests.drafts.samples import WEIGHTS, difference, ours
 from tests.drafts.test_attention import Case, make_case
 from tools.bench import step as program
 from tools.bench.plain_eagle3 import plain_step

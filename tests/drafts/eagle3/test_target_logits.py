@@ -12,7 +12,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from specbatch.drafts.eagle3.model import Eagle3Module
 from specbatch.drafts.loss import Gradients, Heads, LossRows, distill, logits_of_target
 from specbatch.target import Logits, head_bias, lm_head, read_target
-from tests.drafts.eagle3.test_model import HIDDEN, VOCAB, make_draft
+from tests.drafts.eagle3.test_model import make_draft
+from tests.drafts.samples import HIDDEN, VOCAB
 
 SMALL = {
     "hidden_size": 32,
