@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specbatch.checks import check, check_plan, check_snapshot, visible_gpus
+from specbatch.checks import check, check_plan
+from specbatch.checks.machine import visible_gpus
+from specbatch.checks.run_dir import check_snapshot
 from specbatch.config import Config, load_config
 from specbatch.config.rules import Bytes
 from specbatch.corpus import corpus_of, make_plan, prepare, try_first_rows

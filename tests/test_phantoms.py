@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specbatch.checks import check_logits
+from specbatch.checks.target import check_logits
 from specbatch.config import Config, Data, Run, Target
 from specbatch.drafts.base import algorithm_of
 from specbatch.drafts.block.algorithm import DFlash
