@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specbatch.checks import check_logits
+from specbatch.checks.target import check_logits
 from specbatch.config import Config, Data, Run, Target
 from specbatch.drafts.base import algorithm_of
 from specbatch.drafts.block.algorithm import DFlash
@@ -22,7 +22,8 @@ from specbatch.drafts.size import DraftSize, draft_size
 from specbatch.errors import UserError
 from specbatch.planning.flops import active_weights
 from specbatch.target import Logits, attention, embedding_name, head_name, read_target
-from tests.phantoms import DEEPSEEK, PHANTOMS
+from tests.phantoms import PHANTOMS
+from tests.phantoms.configs import DEEPSEEK
 
 Of = Callable[[str], Path]
 BILLIONS = {

@@ -12,8 +12,10 @@ from itertools import pairwise
 
 from specbatch.corpus.conversation import Conversation, Rejected
 from specbatch.corpus.encoder import Span
-from specbatch.corpus.mask import AnswerSpans, Prompts, answers, encodable, shared
+from specbatch.corpus.mask import AnswerSpans, answers, encodable
+from specbatch.corpus.skeleton import shared
 from specbatch.corpus.template import Template
+from specbatch.corpus.turns import Prompts
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ from specbatch.inference.arguments import start_timeout_s
 from specbatch.rundir import RunDir, write_whole
 from specbatch.slurm import commands
 from specbatch.slurm.check_request import limit_s
+from specbatch.slurm.directives import directives
 from specbatch.slurm.durations import slurm_time
+from specbatch.slurm.parts import component_count, parts_of
+from specbatch.slurm.preamble import preamble
 from specbatch.slurm.query import query_jobs
-from specbatch.slurm.script import component_count, component_function, directives, parts_of, preamble
 from specbatch.slurm.states import Condition
+from specbatch.slurm.steps import component_function
 from specbatch.target import read_target
 
 SCRIPT, LOG = "doctor.sbatch", "doctor.log"

@@ -13,7 +13,7 @@ from specbatch.doctor.finding import Finding, failed
 from specbatch.doctor.site import CheckTask
 from specbatch.free_ports import free_ports
 from specbatch.rundir import read_json, write_json
-from specbatch.slurm.script import parts_of
+from specbatch.slurm.parts import parts_of
 
 SEND_S = 0.5
 """Seconds that bytes are sent in each direction."""

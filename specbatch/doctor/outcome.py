@@ -17,7 +17,7 @@ from specbatch.doctor.finding import Finding, failed, read_findings
 from specbatch.known_runs import state_folder
 from specbatch.process_log import log_tail
 from specbatch.rundir import read_json, write_json
-from specbatch.slurm.script import parts_of
+from specbatch.slurm.parts import parts_of
 from specbatch.timestamps import timestamp
 
 RATES = "rates.json"

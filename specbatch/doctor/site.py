@@ -20,7 +20,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from specbatch.checks import check_readable
+from specbatch.checks.target import check_readable
 from specbatch.config import Config
 from specbatch.config.engine_nodes import gpus_of_engine
 from specbatch.doctor.finding import Finding, Verdict, failed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specbatch.checks import check_tensor_parallel
+from specbatch.checks.engines import check_tensor_parallel
 from specbatch.config.algorithms import default_algorithm, draft_section
 from specbatch.config.rules import Bytes
 from specbatch.config.sections import (

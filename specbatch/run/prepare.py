@@ -40,7 +40,8 @@ def prepare(
         UserError: the data or the settings can't work.
     """
     from specbatch import corpus
-    from specbatch.checks import check_plan, check_recording, check_snapshot
+    from specbatch.checks import check_plan
+    from specbatch.checks.run_dir import check_recording, check_snapshot
     from specbatch.drafts.base import algorithm_of
     from specbatch.recorded_plan import plan_of_run, recording_source
     from specbatch.run.provenance import provenance

@@ -19,7 +19,9 @@ from specbatch.errors import UserError
 from specbatch.rundir import RunDir, write_whole
 from specbatch.slurm.check_request import check_fit
 from specbatch.slurm.custom_script import gpus_of_node
-from specbatch.slurm.script import LEFT_FROM_ELSEWHERE, parts_of, render_attempt
+from specbatch.slurm.parts import parts_of
+from specbatch.slurm.preamble import LEFT_FROM_ELSEWHERE
+from specbatch.slurm.script import render_attempt
 
 _OWN_STEPS = ("4294967290", "4294967291")
 """Numbers of the steps in which Slurm runs the shell of an allocation, and the script of a job."""

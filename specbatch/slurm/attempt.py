@@ -27,11 +27,14 @@ from specbatch.run.exit_records import ExitRecord, read_exit_record, write_exit_
 from specbatch.run.prepare import prepare, prepare_prompts
 from specbatch.rundir import JOB_LOG, RunDir, write_json
 from specbatch.slurm import commands
+from specbatch.slurm.directives import job_name, requests
 from specbatch.slurm.executor import unpack
 from specbatch.slurm.jobs import Job, read_jobs, record_job
+from specbatch.slurm.parts import component_count, parts_of
 from specbatch.slurm.query import SlurmJobs, query_job, query_jobs
-from specbatch.slurm.script import CANNOT_START, SCRIPT, component_count, job_name, parts_of, requests
+from specbatch.slurm.script import SCRIPT
 from specbatch.slurm.states import ENDING, newest
+from specbatch.slurm.steps import CANNOT_START
 from specbatch.status_file import Status, is_complete, read_status, write_status
 from specbatch.timestamps import timestamp
 

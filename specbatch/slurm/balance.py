@@ -16,7 +16,8 @@ from specbatch.config import Config
 from specbatch.errors import UserError
 from specbatch.slurm import commands
 from specbatch.slurm.check_request import limit_s
-from specbatch.slurm.script import parts_of, requests
+from specbatch.slurm.directives import requests
+from specbatch.slurm.parts import parts_of
 
 UNITS = {"node": "node-hours", "gres/gpu": "GPU-hours", "cpu": "CPU-hours", "billing": "billing-hours"}
 """What is limited, by Slurm's name of it."""

@@ -15,7 +15,7 @@ from specbatch.errors import UserError
 from specbatch.slurm.check_request import lent_bytes, limit_s, memory_bytes, setting_text
 from specbatch.slurm.cluster import Cluster, NodeGroup, Partition
 from specbatch.slurm.durations import slurm_time
-from specbatch.slurm.script import JobPart, main_part, parts_of
+from specbatch.slurm.parts import JobPart, main_part, parts_of
 
 
 def check_cluster(config: Config, cluster: Cluster) -> list[str]:

@@ -15,8 +15,10 @@ from specbatch.config.load import config_options
 from specbatch.config.rules import Bytes
 from specbatch.errors import UserError
 from specbatch.free_ports import port_range
+from specbatch.slurm.directives import requests
 from specbatch.slurm.durations import slurm_seconds
-from specbatch.slurm.script import JobPart, other_root, parts_of, requests
+from specbatch.slurm.parts import JobPart, parts_of
+from specbatch.slurm.steps import other_root
 
 _MEMORY = {"": 20, "K": 10, "M": 20, "G": 30, "T": 40}
 

@@ -27,21 +27,14 @@ from specbatch.slurm import commands
 from specbatch.slurm.check_cluster import check_cluster
 from specbatch.slurm.check_request import check_request, check_stage, limit_s
 from specbatch.slurm.cluster import read_cluster
+from specbatch.slurm.directives import directive, job_name, requests
 from specbatch.slurm.durations import slurm_time
 from specbatch.slurm.jobs import read_jobs, record_job
+from specbatch.slurm.parts import JobPart, main_part
+from specbatch.slurm.preamble import output_path, preamble
 from specbatch.slurm.query import query_jobs
-from specbatch.slurm.script import (
-    JobPart,
-    directive,
-    job_name,
-    main_part,
-    output_path,
-    preamble,
-    python_of,
-    requests,
-    step_lines,
-)
 from specbatch.slurm.shared_paths import check_shared_paths
+from specbatch.slurm.steps import python_of, step_lines
 from specbatch.slurm.submit import resolved
 
 SCRIPT = "evaluate.sbatch"

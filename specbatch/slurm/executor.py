@@ -13,7 +13,8 @@ from specbatch.config import Config
 from specbatch.rundir import RunDir, write_whole
 from specbatch.slurm import commands
 from specbatch.slurm.jobs import record_job
-from specbatch.slurm.script import SCRIPT, component_count, parts_of, render
+from specbatch.slurm.parts import component_count, parts_of
+from specbatch.slurm.script import SCRIPT, render
 from specbatch.slurm.task import ComponentTask
 
 PICKLE = "component.pkl"

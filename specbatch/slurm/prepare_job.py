@@ -18,9 +18,12 @@ from specbatch.rundir import JOB_LOG, RunDir, write_whole
 from specbatch.slurm import commands
 from specbatch.slurm.check_request import limit_s, memory_bytes
 from specbatch.slurm.cluster import Cluster, NodeGroup
+from specbatch.slurm.directives import common_directives, directive, job_name
 from specbatch.slurm.durations import slurm_time
 from specbatch.slurm.jobs import record_job
-from specbatch.slurm.script import JobPart, common_directives, directive, job_name, preamble, python_of, step_lines
+from specbatch.slurm.parts import JobPart
+from specbatch.slurm.preamble import preamble
+from specbatch.slurm.steps import python_of, step_lines
 
 SCRIPT = "prepare.sbatch"
 """Name of the job's script in the run directory."""

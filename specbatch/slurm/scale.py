@@ -13,9 +13,9 @@ from specbatch.errors import RunError, UserError
 from specbatch.rundir import RunDir, write_whole
 from specbatch.slurm.check_request import refuse_forbidden
 from specbatch.slurm.commands import scancel, submit
+from specbatch.slurm.engine_script import engines_a_job, render_engines
 from specbatch.slurm.jobs import read_jobs, record_job
 from specbatch.slurm.query import SlurmJobs, query_jobs
-from specbatch.slurm.script import engines_a_job, render_engines
 from specbatch.slurm.states import WAITING, JobRow
 from specbatch.status_file import is_complete
 

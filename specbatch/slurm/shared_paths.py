@@ -14,7 +14,8 @@ from pathlib import Path
 from specbatch.config import Config
 from specbatch.errors import UserError
 from specbatch.mounts import IN_MEMORY, file_system
-from specbatch.slurm.script import other_root, parts_of
+from specbatch.slurm.parts import parts_of
+from specbatch.slurm.steps import other_root
 
 OWN_DIRS = ("/tmp", "/var/tmp", "/dev", "/run", "/var/run", "/proc", "/sys")
 """Directories that are local on every host."""

@@ -29,11 +29,13 @@ from specbatch.slurm.check_cluster import check_cluster
 from specbatch.slurm.check_request import check_node_memory, check_request, check_stage
 from specbatch.slurm.cluster import Cluster, read_cluster
 from specbatch.slurm.cpu_share import SHARED, with_cpus
+from specbatch.slurm.directives import requests
 from specbatch.slurm.durations import slurm_time
 from specbatch.slurm.first_rows import check_first_rows
 from specbatch.slurm.jobs import read_jobs, record_job
+from specbatch.slurm.parts import component_count, parts_of
 from specbatch.slurm.prepare_job import cpus_for, submit_preparation
-from specbatch.slurm.script import SCRIPT, component_count, parts_of, render, requests
+from specbatch.slurm.script import SCRIPT, render
 from specbatch.slurm.shared_paths import check_image_folders, check_shared_paths
 from specbatch.slurm.states import SQUEUE_FORMAT, Condition, JobState, job_state, parse_squeue
 from specbatch.status_file import is_complete

@@ -52,7 +52,7 @@ class ComponentTask:
             raise RunError(f"{self.name} {task} of attempt {attempt} failed; its log says why") from error
 
     def _work(self, run_dir: RunDir, attempt: int, task: int, starts: int) -> None:
-        from specbatch.checks import check_readable
+        from specbatch.checks.target import check_readable
         from specbatch.run import components
 
         config = load_config(run_dir.config)

@@ -78,8 +78,8 @@ def warn(text: str) -> None:
 def cost(config: Config) -> str:
     """What one attempt is charged if it uses all its time, in words."""
     from specbatch.slurm.check_request import limit_s
+    from specbatch.slurm.directives import requests
     from specbatch.slurm.durations import slurm_time
-    from specbatch.slurm.script import requests
 
     nodes = sum(int(asked.get("nodes") or 1) for asked in requests(config).values())
     hours = nodes * limit_s(config) / 3600
@@ -91,7 +91,7 @@ def print_next(job: int, config: Config) -> None:
     """Print the job, the run directory, and the commands that come next."""
     from specbatch.rundir import as_typed
     from specbatch.slurm.balance import balance_lines
-    from specbatch.slurm.script import parts_of
+    from specbatch.slurm.parts import parts_of
 
     root = Path(config.run.dir).absolute()
     shown = shlex.quote(as_typed(root))

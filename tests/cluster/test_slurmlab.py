@@ -22,7 +22,10 @@ import pytest
 from specbatch.config import load_config
 from specbatch.config.sections import SlurmComponent
 from specbatch.rundir import JOB_LOG, RunDir
-from specbatch.slurm.script import component_function, directives, parts_of, preamble
+from specbatch.slurm.directives import directives
+from specbatch.slurm.parts import parts_of
+from specbatch.slurm.preamble import preamble
+from specbatch.slurm.steps import component_function
 from tests.cluster.clusters import cluster
 from tools.lab import Lab, LabError
 from tools.lab.processes import Started

@@ -1,5 +1,10 @@
 """Chat templates of the kinds that targets have, short, with tokens that the tiny target's tokenizer knows."""
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
 CHATML_TOOLS = (
     "{% if tools %}{{ '<|im_start|>system\nTools: ' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
     "{% for message in messages %}"
@@ -205,3 +210,10 @@ def marked(template: str) -> str:
     """A template that writes its headers as `turns` does, with markers of what is generated between them."""
     head, answer, rest = template.partition("<|say|>")[0], *template.partition("<|say|>")[2].split("{% elif", 1)
     return f"{head}<|say|>{{% generation %}}{answer}{{% endgeneration %}}{{% elif{rest}"
+
+
+def with_template(target: Path, template: str) -> Path:
+    """A target's directory, whose chat template is replaced."""
+    path = target / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    return target

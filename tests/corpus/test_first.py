@@ -9,8 +9,8 @@ import pytest
 from specbatch.corpus import try_first_rows
 from specbatch.corpus.first import FIRST_ROWS
 from specbatch.errors import UserError
+from tests.corpus.rows import Settings, lines
 from tests.corpus.test_mask import talk
-from tests.corpus.test_prepare import Settings, lines
 
 BAD = {"messages": [{"role": "user", "content": "Hi"}]}
 

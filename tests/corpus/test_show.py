@@ -11,8 +11,9 @@ from specbatch.config import Config
 from specbatch.corpus.report import template_report
 from specbatch.corpus.show import marked, show
 from tests.corpus import templates
+from tests.corpus.rows import lines
+from tests.corpus.templates import with_template
 from tests.corpus.test_mask import talk
-from tests.corpus.test_prepare import lines, with_template
 
 
 def test_loss_tokens_stand_in_brackets_where_there_is_no_colour(

@@ -6,8 +6,8 @@ import numpy as np
 
 from specbatch.corpus import corpus_of, prepare
 from specbatch.corpus.stats import coverage, fill, histogram, stats
+from tests.corpus.rows import Settings, lines
 from tests.corpus.test_mask import talk
-from tests.corpus.test_prepare import Settings, lines
 
 
 def test_lengths_are_counted_in_classes_that_double() -> None:

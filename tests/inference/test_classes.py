@@ -24,7 +24,8 @@ from specbatch.inference.resolution import (
     stored_bytes,
 )
 from specbatch.target import read_target
-from tests.phantoms import DEEPSEEK, PHANTOMS
+from tests.phantoms import PHANTOMS
+from tests.phantoms.configs import DEEPSEEK
 
 HERE = Path("/models/some")
 

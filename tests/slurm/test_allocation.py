@@ -15,7 +15,8 @@ from specbatch.errors import UserError
 from specbatch.rundir import RunDir
 from specbatch.slurm import allocation
 from specbatch.slurm.allocation import Allocation, check_allocation, overrides_for, read_allocation
-from specbatch.slurm.script import parts_of, render_attempt
+from specbatch.slurm.parts import parts_of
+from specbatch.slurm.script import render_attempt
 
 SALLOC = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_CPUS_PER_NODE": "8(x2),4"}
 RUN = """\

@@ -12,7 +12,8 @@ from specbatch.config import Config
 from specbatch.config.sections import Slurm, SlurmComponent
 from specbatch.rundir import RunDir
 from specbatch.slurm.check_request import check_request
-from specbatch.slurm.script import component_count, parts_of, render
+from specbatch.slurm.parts import component_count, parts_of
+from specbatch.slurm.script import render
 from tests.slurm.test_script import blocks, config_of, sruns
 
 ENGINES = SlurmComponent(nodes=2, gpus_per_node=4, partition="preempt")

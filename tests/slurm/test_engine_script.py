@@ -12,7 +12,7 @@ import pytest
 from specbatch.cli import main
 from specbatch.config import load_config
 from specbatch.rundir import RunDir
-from specbatch.slurm.script import render_engines
+from specbatch.slurm.engine_script import render_engines
 
 RUN = '/runs/it\'s a "run" $(id) %j'
 CONFIG = """

@@ -12,7 +12,7 @@ from specbatch.slurm.check_cluster import check_cluster
 from specbatch.slurm.check_request import check_node_memory, check_request, check_stage, fetched_bytes
 from specbatch.slurm.cluster import Cluster, NodeGroup, Partition
 from specbatch.slurm.cpu_share import with_cpus
-from specbatch.slurm.script import parts_of
+from specbatch.slurm.parts import parts_of
 
 GIB = 1 << 30
 RUN = """\

@@ -15,8 +15,11 @@ from specbatch.config import Config
 from specbatch.config.sections import Data, Inference, Run, Slurm, SlurmComponent, Target
 from specbatch.errors import UserError
 from specbatch.rundir import RunDir
+from specbatch.slurm.engine_script import render_engines
 from specbatch.slurm.executor import ComponentsExecutor, ComponentsWatcher, unpack
-from specbatch.slurm.script import CANNOT_START, component_count, render, render_engines
+from specbatch.slurm.parts import component_count
+from specbatch.slurm.script import render
+from specbatch.slurm.steps import CANNOT_START
 
 ODD = 'it\'s a "run" $(id) %j `x` \\ #'
 

@@ -13,7 +13,9 @@ from specbatch.errors import UserError
 from specbatch.rundir import RunDir
 from specbatch.slurm.check_request import check_request
 from specbatch.slurm.custom_script import make
-from specbatch.slurm.script import AGAIN, render, requests
+from specbatch.slurm.directives import requests
+from specbatch.slurm.engine_script import AGAIN
+from specbatch.slurm.script import render
 
 TEMPLATES = sorted((Path(__file__).resolve().parents[2] / "slurm").glob("*.sbatch"))
 RUN = """\

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from specbatch.checks import _warn_of_tcp
+from specbatch.checks.network import warn_of_tcp
 from specbatch.config import Config, Data, Inference, Run, Store, Target
 from specbatch.config.sections import Slurm, SlurmComponent
 from specbatch.drafts.eagle3.contract import Eagle3Contract
@@ -25,10 +25,10 @@ def config(engines: int, gpus: int = 8, protocol: Any = "tcp") -> Config:
 
 
 def test_many_gpus_over_tcp_are_warned_of_with_both_numbers() -> None:
-    (warning,) = _warn_of_tcp(config(8), TARGET, CONTRACT, here=False)
+    (warning,) = warn_of_tcp(config(8), TARGET, CONTRACT, here=False)
     assert "inference.engines: 8 of about 28k tokens/s" in warning
     assert "produce 7.4 GB of hidden states per second, but TCP carries about 3.0 GB/s" in warning
-    assert not _warn_of_tcp(config(2), TARGET, CONTRACT, here=False)
-    assert not _warn_of_tcp(config(8, protocol="rdma"), TARGET, CONTRACT, here=False)
-    assert not _warn_of_tcp(config(8, gpus=0), TARGET, CONTRACT, here=False)
-    assert not _warn_of_tcp(config(8), TARGET, CONTRACT, here=True)
+    assert not warn_of_tcp(config(2), TARGET, CONTRACT, here=False)
+    assert not warn_of_tcp(config(8, protocol="rdma"), TARGET, CONTRACT, here=False)
+    assert not warn_of_tcp(config(8, gpus=0), TARGET, CONTRACT, here=False)
+    assert not warn_of_tcp(config(8), TARGET, CONTRACT, here=True)
