@@ -47,7 +47,7 @@ from specbatch.target.logits import PLAIN, Logits
 
 LOSSES = {"kl": compare, "lk_lambda": compare_by_both, "lk_alpha": compare_by_acceptance}
 """By name: losses of a position, and their gradients."""
-Three = tuple[Tensor, Tensor, Tensor]
+Projections = tuple[Tensor, Tensor, Tensor]
 """Queries, states or columns; keys; values."""
 
 
@@ -196,7 +196,7 @@ class Eagle3Module(DraftModule):
         z, key, value = self._saving("all", self._own_first, pack, columns)
         return columns, z, *self._of_all_ranks((key, value), pack.share, columns.of_ranks)
 
-    def _own_first(self, pack: PackTensors, columns: Columns) -> Three:
+    def _own_first(self, pack: PackTensors, columns: Columns) -> Projections:
         attention = self.layers[0].self_attn
         aux = pack.rows["aux"].to(self.fc.weight.dtype)
         if self.config.shape.fc_norm:
@@ -224,7 +224,7 @@ class Eagle3Module(DraftModule):
         # A token is read by up to K columns, each in another step: its share of the projections is computed once.
         of_tokens = self._saving("all", self._project_tokens, pack, chunk.tokens)
         of_states = tuple(weight[:, self.config.shape.hidden :] for weight in attention.inputs())
-        made: list[Three] = []
+        made: list[Projections] = []
         states: list[Tensor] = []
         prefix_mask: PrefixMask | None = None
         for step, rows in enumerate(chunk.steps):
@@ -248,14 +248,14 @@ class Eagle3Module(DraftModule):
         self,
         step: int,
         rows: StepRows,
-        of_tokens: Three,
-        of_states: Three,
+        of_tokens: Projections,
+        of_states: Projections,
         z: Tensor,
         k_first: Tensor,
         v_first: Tensor,
-        made: tuple[Three, ...],
+        made: tuple[Projections, ...],
         prefix_mask: PrefixMask,
-    ) -> Three:
+    ) -> Projections:
         """Compute one unrolled step of the live columns: their new states ``[N, H]``, and the step's keys and values.
 
         Args:
@@ -270,7 +270,9 @@ class Eagle3Module(DraftModule):
         mixed = attend(query, k_first, v_first, own, prefix_mask)
         return self._saving("all_but_attention", self._finish, z, mixed), key, value
 
-    def _project(self, step: int, rows: StepRows, of_tokens: Three, of_states: Three, z: Tensor) -> Three:
+    def _project(
+        self, step: int, rows: StepRows, of_tokens: Projections, of_states: Projections, z: Tensor
+    ) -> Projections:
         """Return queries, keys and values of a step; keys and values of the first step exist already."""
         state = self.layers[0].hidden_norm(z)
         read = rows.read_N.to(z.device, non_blocking=True)
@@ -285,7 +287,7 @@ class Eagle3Module(DraftModule):
         key, value = others
         return query, rotate(key, cos, sin), value
 
-    def _project_tokens(self, pack: PackTensors, token: Tensor) -> Three:
+    def _project_tokens(self, pack: PackTensors, token: Tensor) -> Projections:
         """Return the share of tokens' embeddings in queries, keys and values, before rotation.
 
         Args:
