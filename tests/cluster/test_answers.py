@@ -22,7 +22,7 @@ from tools.lab import Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-ROWS, ROWS_PER_SHARD = 360, 150
+ROWS, ROWS_PER_SHARD = 420, 150
 # An engine answers one prompt at a time, so that the last bits of its logits do not depend on others.
 REGENERATE = f"max_new_tokens: 24, unfinished: keep, batch_size: 1, rows_per_shard: {ROWS_PER_SHARD}"
 SLURM = "partition: preempt, time: '30', signal_s: 60, head: {mem: 1G}, inference: {mem: 4G}"
