@@ -20,7 +20,7 @@ from specbatch.slurm.commands import scancel
 from specbatch.slurm.jobs import Job, read_jobs
 from specbatch.slurm.query import SlurmJobs, query_jobs
 from specbatch.slurm.states import Condition
-from specbatch.status_file import is_complete
+from specbatch.status_file import is_complete, read_status
 from specbatch.timestamps import timestamp
 
 ASK_S = 20.0
@@ -66,7 +66,7 @@ def _cancel_jobs(run_dir: RunDir, jobs: list[Job], at_once: bool) -> str:
     said = [f"job {job.id} {'of added engines ' if job.kind == 'engines' else ''}is cancelled" for job in others]
     for job in running:
         if not at_once and _drain(run_dir, job):
-            said.append(f"job {job.id} ends after the current step, with a snapshot")
+            said.append(f"job {job.id} ends {_how(run_dir)}")
         else:
             scancel(str(job.id))
             said.append(f"job {job.id} ends at once")
@@ -97,6 +97,13 @@ def _drain(run_dir: RunDir, job: Job) -> bool:
     return True
 
 
+def _how(run_dir: RunDir) -> str:
+    """Return how an attempt ends that is asked to stop: when, and with what."""
+    status = read_status(run_dir.status)
+    answering = status is not None and status.stage == "answering"
+    return "with the answers so far" if answering else "after the current step, with a snapshot"
+
+
 def _cancel_local(run_dir: RunDir, at_once: bool) -> str:
     attempt = read_attempt(run_dir, max(run_dir.attempts(), default=0))
     lives = attempt.lives() if attempt else False
@@ -106,7 +113,7 @@ def _cancel_local(run_dir: RunDir, at_once: bool) -> str:
         raise UserError(f"{run_dir.root}: the run is on {attempt.host}; cancel it there")
     os.kill(attempt.pid, signal.SIGTERM)
     if not at_once:
-        return "it ends after the current step, with a snapshot"
+        return f"it ends {_how(run_dir)}"
     _insist(attempt)
     return "it has ended"
 

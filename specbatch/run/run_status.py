@@ -20,6 +20,8 @@ SILENT_S = 60.0
 """Age of the status, in seconds, after which its head counts as gone or cut off; heads write it every ten seconds at
 least."""
 RECENT_STEPS = 10
+FINAL = ("completed", "stopped", "failed")
+"""States in which a head leaves its attempt."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,15 @@ def measurement(files: RunFiles, answer: SlurmJobs, now: float) -> tuple[str, st
 
 
 def _job(files: RunFiles, answer: SlurmJobs) -> tuple[Job | None, JobState | None]:
-    """Return the relevant job: the first that has not ended, since successors wait for it; else the last."""
+    """Return the relevant job: the first that has not ended, since successors wait for it; else that of the attempt
+    that said how it ended, since its successor was called off; else the last."""
     jobs = [job for job in files.jobs if job.kind == "run"]
     states = [(job, answer.state(job.id, job.size)) for job in jobs]
     for job, state in states:
         if state is not None and state.condition is not Condition.OVER:
             return job, state
+    if files.attempt is not None and files.current is not None and files.current.state in FINAL:
+        states = [each for each in states if each[0].id == files.attempt.job] or states
     return states[-1] if states else (None, None)
 
 

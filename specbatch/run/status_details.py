@@ -9,7 +9,7 @@ from pathlib import Path
 from specbatch.process_log import log_tail
 from specbatch.run.attempts import last_status, read_attempt
 from specbatch.run.exit_records import ExitRecord, failed_exit_records
-from specbatch.run.run_status import RunFiles, RunStatus
+from specbatch.run.run_status import FINAL, RunFiles, RunStatus
 from specbatch.rundir import JOB_LOG, RunDir
 from specbatch.slurm.jobs import Job
 from specbatch.slurm.query import SlurmJobs
@@ -27,7 +27,6 @@ PARTS = {
     (3, 2): "training",
 }
 """Contents of each component of a job, by the number of its components."""
-FINAL = ("completed", "stopped", "failed")
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,8 @@ def _component(row: JobRow, job: Job, alone: bool) -> str:
         return f"added engine {row.index}"
     if job.kind == "evaluation":
         return "measures a draft"
-    if alone and (job.size, row.index) == (2, 0):
-        return "head"
-    part = PARTS.get((job.size, row.index), f"component {row.index}")
+    lonely = alone and (job.size, row.index) == (2, 0)
+    part = "head" if lonely else PARTS.get((job.size, row.index), f"component {row.index}")
     if job.after and row.state in WAITING:
         return f"continues when job {job.after} ends ({part})"
     return part

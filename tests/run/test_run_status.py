@@ -242,6 +242,31 @@ def test_a_successor_that_waits_counts_as_soon_as_the_job_before_it_is_over(run_
     assert stand(run_dir, answer).job == 10
 
 
+def test_a_run_that_ended_ran_in_the_job_of_its_last_attempt_not_in_the_successor_that_was_called_off(run_dir):
+    record_job(run_dir, 7)
+    record_job(run_dir, 8, after=7)
+    begin_attempt(run_dir, 1, job=7)
+    over = squeue(("7", "COMPLETED", "None", "2016-01-01T10:00:00"), ("8", "CANCELLED", "None", "N/A"))
+    for state in ("completed", "stopped", "failed"):
+        head(run_dir, 1, state)
+        assert (stand(run_dir, over).state, stand(run_dir, over).job) == (state, 7)
+
+
+def test_a_component_that_waits_for_another_job_is_told_from_the_one_that_runs(run_dir):
+    record_job(run_dir, 7, size=2)
+    record_job(run_dir, 8, size=2, after=7)
+    both = [(f"{job}+{part}", state) for job, state in ((7, "RUNNING"), (8, "PENDING")) for part in (0, 1)]
+    answer = squeue(*((shown, state, "None", "2016-01-01T10:00:00") for shown, state in both))
+
+    def names() -> list[str]:
+        return [part.name for part in components(read_files(run_dir), answer)]
+
+    waits = "continues when job 7 ends"
+    assert names() == ["head and training", "inference", f"{waits} (head and training)", f"{waits} (inference)"]
+    run_dir.config.write_text("run:\n  goal: answers\n")
+    assert names() == ["head", "inference", f"{waits} (head)", f"{waits} (inference)"]
+
+
 def test_without_slurms_answer_the_files_speak(run_dir):
     record_job(run_dir, 4, size=3)
     silent = SlurmJobs(problem="squeue did not answer within 2 s")
