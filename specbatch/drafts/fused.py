@@ -64,38 +64,44 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @Fused
-def compare(logits_NV: Tensor, truth_NV: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compare(logits_NV: Tensor, truth_NV: Tensor, likely_N: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the cross-entropy against a distribution, and its gradient, which takes the place of the logits. Its
     results can't be differentiated.
 
     Args:
         logits_NV: the draft's logits, float32 or wider; overwritten.
         truth_NV: the target's distribution.
+        likely_N: the target's most likely token, int64.
         weight: scalar weight of each row's cross-entropy.
 
     Returns:
-        the weighted cross-entropy and the most likely token of each row, and the gradient of the logits.
+        the weighted cross-entropy of each row; whether that token is the draft's most likely one, too; and the gradient
+        of the logits.
     """
     # In place: on a CPU, memory for each intermediate result would take longer than its arithmetic.
-    peak_N, likely_N = logits_NV.max(-1)
-    logits_NV -= peak_N[:, None]
+    logits_NV -= logits_NV.amax(-1, keepdim=True)
+    right_N = logits_NV.gather(-1, likely_N[:, None])[:, 0] == 0
     expected_N = (truth_NV * logits_NV).sum(-1)
     total_N = logits_NV.exp_().sum(-1)
     logits_NV *= (weight / total_N)[:, None]
-    return (total_N.log() - expected_N) * weight, likely_N, logits_NV.addcmul_(truth_NV, weight, value=-1)
+    return (total_N.log() - expected_N) * weight, right_N, logits_NV.addcmul_(truth_NV, weight, value=-1)
 
 
 @Fused
-def compare_by_acceptance(logits_NV: Tensor, truth_NV: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compare_by_acceptance(
+    logits_NV: Tensor, truth_NV: Tensor, likely_N: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same as `compare` for the loss LK-alpha (arXiv:2602.23881): the negative logarithm of ``a``, the
     probability that a sampled proposal is accepted, which is the overlap of both distributions."""
     log_q = logits_NV.log_softmax(-1)
     accepted_N1, slope_NV = _acceptance(log_q.exp(), truth_NV)
-    return -accepted_N1[:, 0].log() * weight, log_q.argmax(-1), slope_NV / accepted_N1 * -weight
+    return -accepted_N1[:, 0].log() * weight, _is_likely(log_q, likely_N), slope_NV / accepted_N1 * -weight
 
 
 @Fused
-def compare_by_both(logits_NV: Tensor, truth_NV: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compare_by_both(
+    logits_NV: Tensor, truth_NV: Tensor, likely_N: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same as `compare` for the loss LK-lambda (arXiv:2602.23881): ``l`` times the cross-entropy plus ``1 - l``
     times the probability ``1 - a`` that a sampled proposal is rejected, with ``l = exp(-3 a)`` for each position."""
     log_q = logits_NV.log_softmax(-1)
@@ -103,7 +109,13 @@ def compare_by_both(logits_NV: Tensor, truth_NV: Tensor, weight: Tensor) -> tupl
     accepted_N1, slope_NV = _acceptance(q, truth_NV)
     share_N1 = (-LK_DECAY * accepted_N1).exp()
     loss_N = -share_N1[:, 0] * (truth_NV * log_q).sum(-1) + (1 - share_N1[:, 0]) * (1 - accepted_N1[:, 0])
-    return loss_N * weight, log_q.argmax(-1), (share_N1 * (q - truth_NV) - (1 - share_N1) * slope_NV) * weight
+    slope_NV = share_N1 * (q - truth_NV) - (1 - share_N1) * slope_NV
+    return loss_N * weight, _is_likely(log_q, likely_N), slope_NV * weight
+
+
+def _is_likely(logits_NV: Tensor, token_N: Tensor) -> Tensor:
+    """Return whether a token is the most likely one of each row; several tokens may be."""
+    return logits_NV.gather(-1, token_N[:, None])[:, 0] == logits_NV.amax(-1)
 
 
 def _acceptance(q_NV: Tensor, truth_NV: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Heads:
     target_VH: Tensor
     last_PH: Tensor
     """The target's states after its final norm."""
-    compare: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] = compare
+    compare: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] = compare
     """The loss of a row: `fused.compare`, or a function with the same signature."""
     target_bias_V: Tensor | None = None
     target_logits: Logits = PLAIN
@@ -135,18 +135,19 @@ def _distill(
             continue
         state_MH = torch.cat([states_NH[step][row] for step, row in rows])
         normal_MH = state_MH if heads.norm_H is None else rms_norm(state_MH, heads.norm_H, heads.eps)
-        if in_place:
-            torch.mm(normal_MH.to(wide), head.T.to(wide), out=logits_MV[: len(normal_MH)])
         done = 0
         for step, row in rows:
             here = _selection(loss_rows[step].target_M[parts[step]] - first, device)
             space = slice(done, done + len(row))
-            logits = logits_MV[space] if in_place else product(normal_MH[space], head.T)
-            loss, guess, d_logit = heads.compare(logits, truth[here], weights[step])
-            result[0, step] += loss.sum()
-            result[1, step] += (guess == likely[here]).sum()
+            if in_place:
+                logits = torch.mm(normal_MH[space].to(wide), head.T.to(wide), out=logits_MV[space])
+            else:
+                logits = product(normal_MH[space], head.T)
             if guesses is not None:
-                guesses[step][parts[step]] = guess
+                guesses[step][parts[step]] = logits.argmax(-1)
+            loss, right, d_logit = heads.compare(logits, truth[here], likely[here], weights[step])
+            result[0, step] += loss.sum()
+            result[1, step] += right.sum()
             if gradients is not None and not (in_place and d_logit is logits):
                 logits_MV[space] = d_logit
             del logits, d_logit

@@ -22,21 +22,26 @@ def angles(count: int) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
+def target_of(count: int) -> tuple[Tensor, Tensor]:
+    truth = leaf(count, 50, seed=1).detach().softmax(-1)
+    return truth, truth.argmax(-1)
+
+
 CASES: dict[str, tuple[fused.Fused, Callable[[int], tuple]]] = {
     "rms_norm": (fused.rms_norm, lambda n: (leaf(n, 24), leaf(24), 1e-5)),
     "rotate": (fused.rotate, lambda n: (leaf(n, 4, 8), *angles(n))),
     "swiglu": (fused.swiglu, lambda n: (leaf(n, 40), leaf(n, 40, seed=1))),
     "compare": (
         fused.compare,
-        lambda n: (leaf(n, 50).detach(), leaf(n, 50, seed=1).detach().softmax(-1), torch.tensor(0.3)),
+        lambda n: (leaf(n, 50).detach(), *target_of(n), torch.tensor(0.3)),
     ),
     "acceptance": (
         fused.compare_by_acceptance,
-        lambda n: (leaf(n, 50), leaf(n, 50, seed=1).detach().softmax(-1), torch.tensor(0.3)),
+        lambda n: (leaf(n, 50), *target_of(n), torch.tensor(0.3)),
     ),
     "both": (
         fused.compare_by_both,
-        lambda n: (leaf(n, 50), leaf(n, 50, seed=1).detach().softmax(-1), torch.tensor(0.3)),
+        lambda n: (leaf(n, 50), *target_of(n), torch.tensor(0.3)),
     ),
     "dot": (gpu.dot, lambda n: (leaf(n, 4, 8), leaf(n, 2, 8))),
     "own_score": (gpu.own_score, lambda n: (leaf(n, 4, 8), leaf(n, 2, 8))),
