@@ -9,11 +9,13 @@ from typing import Literal
 Recomputation = Literal["none", "all_but_attention", "all"]
 """What a backward pass recomputes instead of keeping it from the forward pass."""
 
-CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 128 << 20, 1 << 30
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 64 << 20, 1 << 30
 """Approximate limit of the bytes of one chunk's logits and of tensors computed from them."""
+CPU_UNROLLED_BYTES = 128 << 20
+"""The same on a CPU for the logits of unrolled steps, each of which is a product of its own: larger ones are faster."""
 
-CPU_BLOCK_SCORES = 1 << 19
-"""Most attention scores in memory at once on a CPU, over all heads: 2 MiB of float32."""
+CPU_BLOCK_SCORES = 1 << 20
+"""Most attention scores in memory at once on a CPU, over all heads: 4 MiB of float32."""
 
 WIDE = 4
 """Bytes of a float32."""
@@ -83,7 +85,7 @@ def chunk_positions(bytes_each: int, *, gpu: bool) -> int:
     Args:
         bytes_each: bytes per position, from `position_bytes`.
     """
-    return max(1, (GPU_CHUNK_BYTES if gpu else CPU_CHUNK_BYTES) // bytes_each)
+    return max(1, (GPU_CHUNK_BYTES if gpu else CPU_UNROLLED_BYTES) // bytes_each)
 
 
 def normalised_bytes(value: int, wide: int) -> int:

@@ -86,7 +86,7 @@ def test_chunks_add_up(monkeypatch):
     whole = draft.gradients()
     torch.testing.assert_close(whole, draft.exact())
     for size in (1, 7, POSITIONS - 1):
-        monkeypatch.setattr(memory, "CPU_CHUNK_BYTES", size * VOCAB * 4 * 8)
+        monkeypatch.setattr(memory, "CPU_UNROLLED_BYTES", size * VOCAB * 4 * 8)
         torch.testing.assert_close(draft.gradients(), whole)
 
 

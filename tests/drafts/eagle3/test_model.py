@@ -202,7 +202,7 @@ def test_the_blocks_of_a_long_sample_give_the_same(monkeypatch):
 
     draft, samples, expected = reference()
     monkeypatch.setattr(memory, "CPU_BLOCK_SCORES", 3)
-    monkeypatch.setattr(memory, "CPU_CHUNK_BYTES", 2 * VOCAB * 6 * 8)
+    monkeypatch.setattr(memory, "CPU_UNROLLED_BYTES", 2 * VOCAB * 6 * 8)
     assert difference(ours(draft, pack_of(samples), WEIGHTS[:3])[1], expected) < 1e-9
 
 
