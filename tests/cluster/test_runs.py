@@ -92,10 +92,12 @@ def engine_added_and_preempted(run: Run) -> Events:
 def time_limit_and_its_users_will(run: Run) -> Events:
     """Slurm ends the job at its time limit; its user cancels the next one, later the run, and goes on each time."""
     yield run.reaches(5)
-    # Slurm looks at limits twice a minute, and the signal that it sends lets stopped processes go on.
+    # Slurm looks at limits twice a minute, and the signal that it sends lets stopped processes go on. With less time
+    # than that left, it would send the warning and the end together.
     run.stop_engine()
     used = run.lab.run("squeue", "--noheader", f"--jobs={run.attempt().job}", "--format=%M").split(":")
-    run.lab.run("scontrol", "update", f"JobId={run.attempt().job}", f"TimeLimit={int(used[-2]) + 1}")
+    limit = int(used[-2]) + (2 if int(used[-1]) > 25 else 1)
+    run.lab.run("scontrol", "update", f"JobId={run.attempt().job}", f"TimeLimit={limit}")
     # How far the first attempt came depends on what its engine had in hand.
     yield lambda: 2 in run.first_steps()
     run.user("scancel", str(run.attempt().job))
