@@ -17,7 +17,7 @@ PLANTED = {
     "wrong template": (
         "accuracy",
         {"reach": 0.22},
-        "Accuracy of step 0 is 0.22 after 400 steps and 800 k tokens; the project's reference runs had 0.46 to 0.52",
+        "Accuracy of step 0 is 0.22 after 400 steps and 800 k tokens; the project's reference runs had 0.46 to 0.60",
     ),
     "loss on the wrong turn": ("loss tokens", {"loss_share": 0.97}, "97% of all tokens enter the loss"),
     "loss on hardly any token": ("loss tokens", {"loss_share": 0.02}, "Only 2.0% of all tokens enter the loss"),
@@ -119,6 +119,6 @@ def test_the_users_own_runs_with_the_target_are_the_measure_where_there_are_any(
 def test_a_reference_is_compared_at_equal_tokens():
     quickstart = project_references()[0]
     assert quickstart.at(1000) is None
-    assert quickstart.at(89_430) == pytest.approx(0.45)
+    assert quickstart.at(90_520) == pytest.approx(0.46)
     assert quickstart.at(1e9) == quickstart.accuracy_N[-1]
     assert np.all(np.diff(quickstart.tokens_N) > 0)
