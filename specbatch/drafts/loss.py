@@ -114,8 +114,8 @@ def _distill(
     size = chunk_positions(each, gpu=gpu)
     ends = [chosen.target_M[[0, -1]].tolist() for chosen in loss_rows if len(chosen.target_M)]
     begin, end = min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=-1) + 1
-    # Logits of all unrolled steps together, for one product with the head in each direction; their gradients take their
-    # place if they have the same dtype. Allocated once: on a CPU, new memory of this size takes longer than a write.
+    # Logits of all unrolled steps. Gradients take their place if they have the same dtype, so that one product with the
+    # head differentiates all steps. Allocated once: on a CPU, new memory of this size takes longer than a write.
     in_place = factor == wide
     kept = in_place or gradients is not None
     most = min(size, max((len(chosen.row_M) for chosen in loss_rows), default=0)) if kept else 0
