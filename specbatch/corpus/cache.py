@@ -6,8 +6,8 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,33 +79,45 @@ def unfinished(place: Path) -> Iterator[Path]:
     end. After an error the content stays for the next process.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    folder = place.with_name(f".{place.name}.unfinished")
-    folder.mkdir(exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not (folder / "lock").exists():
-                raise OSError("already built by another process")
-        except OSError:  # another process builds it, or the file system has no locks
-            folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            return
+    with _locked(place.with_name(f".{place.name}.lock")) as alone:
+        folder = place.with_name(f".{place.name}.{'unfinished' if alone else secrets.token_hex(4)}")
+        folder.mkdir(exist_ok=alone)
         try:
             yield folder
         finally:
-            if folder.is_dir() and not any(path.suffix == ".json" for path in folder.iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)  # there is nothing to continue from
+            # Without a file of progress there is nothing to continue from.
+            if folder.is_dir() and not (alone and any(path.suffix == ".json" for path in folder.iterdir())):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Tell whether the file is locked for this process; else another has it, or the file system has no locks.
+
+    The file lies outside of the directory that it protects, which is renamed while the lock is held. Its holder removes
+    it, so that whoever locks a removed file has nothing.
+    """
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError:  # it is another user's
+        yield False
+        return
+    try:
+        alone = False
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(lock), os.stat(path))
+        try:
+            yield alone
+        finally:
+            if alone:
+                path.unlink(missing_ok=True)
     finally:
         os.close(lock)
 
 
 def put_in_place(folder: Path, place: Path) -> None:
     """Rename a complete directory; one that another process made under the same key may exist already."""
-    (folder / "lock").unlink(missing_ok=True)
     try:
         folder.rename(place)
     except OSError:

@@ -212,11 +212,11 @@ def _let_go(over: bool) -> None:
 
 def _remove(copy: Path) -> None:
     """Remove a copy and its lock, which is held."""
-    # First what makes it whole.
-    for name in (copy / MANIFEST, copy.with_suffix(".lock")):
-        name.unlink(missing_ok=True)
+    # First what makes it whole, and last the lock: without it another process would begin a copy here.
+    (copy / MANIFEST).unlink(missing_ok=True)
     for folder in (copy, copy.with_suffix(".part")):
         shutil.rmtree(folder, ignore_errors=True)
+    copy.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _check_room(own: Path, source: CopiedTarget) -> None:

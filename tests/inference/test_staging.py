@@ -255,3 +255,18 @@ def test_an_engine_that_is_asked_to_end_copies_no_further(disk: Path, target: Pa
     with pytest.raises(target_copy.Ended):
         staging._make(disk, source, disk / "copy", ended)
     assert list(disk.iterdir()) == []
+
+
+def test_no_engine_begins_a_copy_while_one_is_removed(memory: Path, target: Path, monkeypatch: pytest.MonkeyPatch):
+    remove, begun = shutil.rmtree, []
+
+    def begin_before(path: Path, **how: bool) -> None:
+        begun.append(staging._hold(memory, staging.CopiedTarget(target), threading.Event()))
+        remove(path, **how)
+
+    with removed_afterwards(lambda: True):
+        use(memory, target)
+        monkeypatch.setattr(staging.shutil, "rmtree", begin_before)
+    assert len(begun) == 2
+    assert begun == [None, None]
+    assert list(memory.iterdir()) == []
