@@ -50,6 +50,8 @@ MISTAKES = {
 }
 """Mistakes by the run's name, with the message that the user reads."""
 STEADY_S = 8.0
+LONG, SNAPSHOT = 180, 90
+"""Steps of a run that is watched while it trains, and its first snapshot."""
 PORTS = range(21000, 21500)
 Listener = tuple[str, str, int]
 """The end of a process's command line, and the address and port on which it listens."""
@@ -83,7 +85,9 @@ class TwoNodes(Run):
     def __init__(self, lab: Lab, folder: Path) -> None:
         slurm = f"{MEMORY}, ports: {PORTS[0]}-{PORTS[-1]}, training: {{nodes: 2, mem: 4G}}, inference: {{mem: 4G}}"
         super().__init__(lab, folder, "two", f"{{{slurm}}}")
-        text = self.config.read_text().replace("ranks: 1", "ranks: 2").replace("interval: 5", "interval: 25")
+        text = self.config.read_text().replace("ranks: 1", "ranks: 2").replace("interval: 5", f"interval: {SNAPSHOT}")
+        # A quick machine is to be watched for seconds, too.
+        text = text.replace(f"max_steps: {STEPS}", f"max_steps: {LONG}").replace("epochs: 8", "epochs: 24")
         self.config.write_text(text)
 
     def submit(self) -> Callable[[], bool]:
@@ -130,13 +134,13 @@ def rank_killed(run: TwoNodes) -> Events:
     """Metadata requests are counted while it trains; then the second node's rank is killed. At last its draft is
     measured."""
     yield run.reaches(3)
-    run.listeners = run.listening()
     watched = Inotify(run.run_dir.root)
     until = time.monotonic() + STEADY_S
-    yield lambda: time.monotonic() > until or run.step() >= 24
+    yield lambda: time.monotonic() > until or run.step() >= SNAPSHOT - 1
     run.quiet = watched.look(), watched.seen
     watched.close()
-    yield lambda: run.step() >= 28
+    run.listeners = run.listening()
+    yield lambda: run.step() >= SNAPSHOT + 3
     run.kill_rank(1)
     yield run.ended
     yield run.doing("evaluate", str(run.run_dir.root), "--submit", *SHORT, "--slurm.stage_target=/dev/shm")
@@ -220,13 +224,13 @@ def test_ranks_of_two_nodes_start_again_in_place_while_the_engine_stays(played: 
     assert not run.failure, run.failure
     assert run.status()["state"] == "completed", run
     assert run.run_dir.attempts() == [1]
-    assert [row[0] for row in run.numbers()] == [str(step) for step in range(1, STEPS + 1)]
+    assert [row[0] for row in run.numbers()] == [str(step) for step in range(1, LONG + 1)]
     assert len({event["engine"] for event in run.events() if event["event"] == "stored"}) == 1
     trained = [seconds_of(event["time"]) for event in run.events() if event["event"] == "trained"]
     back_s = min(moment for moment in trained if moment > run.killed + 1) - run.killed
     log = (run.run_dir.root / "run.log").read_text()
     assert "starting engines took " in log
-    assert f"step {STEPS}/{STEPS}" in log or "training: step " in log
+    assert f"step {LONG}/{LONG}" in log or "training: step " in log
     assert "POST /generate" not in run.run_dir.component_log(1, "engine", 0).read_text()
     (check_s,) = checks_s(run.run_dir).values()
     print(f"all nodes were checked in {check_s} s; the next step was trained {back_s:.1f} s after a rank was killed")
