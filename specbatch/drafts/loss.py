@@ -189,14 +189,17 @@ def _differentiate(
         gradients.states[step][row] = d
 
 
-def logits_of_target(last_PH: Tensor, head_VH: Tensor, bias_V: Tensor | None, logits: Logits) -> Tensor:
+def logits_of_target(
+    last_PH: Tensor, head_VH: Tensor, bias_V: Tensor | None, logits: Logits, out_PV: Tensor | None = None
+) -> Tensor:
     """Return the target's logits ``[P, V]``, float32 or wider, for some of its states.
 
     Args:
         bias_V: bias of its head.
         logits: transformation of the logits before the softmax.
+        out_PV: takes the result, on a CPU.
     """
-    logits_PV = product(last_PH.to(head_VH.dtype), head_VH.T)
+    logits_PV = product(last_PH.to(head_VH.dtype), head_VH.T, out_PV)
     if bias_V is not None:
         logits_PV += bias_V
     if logits.scale != 1:
@@ -206,11 +209,15 @@ def logits_of_target(last_PH: Tensor, head_VH: Tensor, bias_V: Tensor | None, lo
     return logits_PV
 
 
-def product(a_NH: Tensor, b_HM: Tensor) -> Tensor:
-    """Return a matrix product whose sums and result are float32 or wider, whatever the factors' dtype."""
+def product(a_NH: Tensor, b_HM: Tensor, out_NM: Tensor | None = None) -> Tensor:
+    """Return a matrix product whose sums and result are float32 or wider, whatever the factors' dtype.
+
+    Args:
+        out_NM: takes the result, on a CPU.
+    """
     wide = wider(a_NH.dtype)
     if a_NH.dtype == wide or a_NH.device.type == "cpu":
-        return a_NH.to(wide) @ b_HM.to(wide)
+        return torch.mm(a_NH.to(wide), b_HM.to(wide), out=out_NM)
     return torch.mm(a_NH, b_HM, out_dtype=wide)
 
 

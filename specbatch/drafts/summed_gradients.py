@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,29 @@ def add_to(totals: Iterable[Tensor], parts: Iterable[Tensor]) -> None:
     """Add to each total its part. A function, so that no variable keeps the last part alive."""
     for total, part in zip(totals, parts, strict=True):
         total += part
+
+
+def add_gradients(result: Tensor, gradient: Tensor, leaves: list[Tensor], totals: list[Tensor]) -> None:
+    """Differentiate, and add the gradient of each leaf to its total as soon as it is known: all at once would take as
+    much memory as all layers.
+
+    Args:
+        leaves: tensors without a graph of their own, each of which has one part in the result.
+    """
+
+    def moved(total: Tensor) -> Callable[[Tensor], Tensor]:
+        def move(part: Tensor) -> Tensor:
+            total.add_(part)
+            return part.new_zeros(()).expand_as(part)
+
+        return move
+
+    hooks = [leaf.register_hook(moved(total)) for leaf, total in zip(leaves, totals, strict=True)]
+    try:
+        torch.autograd.grad(result, leaves, gradient)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def keep(ctx: Any, totals: list[Tensor | None], tensors: Iterable[Tensor | None]) -> None:

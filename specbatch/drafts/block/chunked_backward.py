@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from specbatch.drafts.block.blocks import BlockChunk
 from specbatch.drafts.block.heads import BlockGradients
 from specbatch.drafts.loss import wider
-from specbatch.drafts.summed_gradients import add_to, given_away, keep
+from specbatch.drafts.summed_gradients import add_gradients, given_away, keep
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,9 @@ class BlockChunkedBackward(torch.autograd.Function):
                 continue
             gradients = BlockGradients(list(of_heads), torch.empty_like(states))
             result += step.loss(chunk, states.detach(), gradients)
-            found = torch.autograd.grad(states, [*seen, *layers], gradients.state_MH)
+            sums = [*(total[chunk.keys] for total in of_shared), *of_layers]
+            add_gradients(states, gradients.state_MH, [*seen, *layers], sums)
             del gradients, states
-            add_to([total[chunk.keys] for total in of_shared], found[: len(seen)])
-            add_to(of_layers, found[len(seen) :])
-            # As large as all layers, so freed before the next chunk needs its memory.
-            del found
         keep(ctx, list(totals), tensors)
         return result
 

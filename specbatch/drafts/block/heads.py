@@ -73,9 +73,13 @@ def inputs_of(state_MH: Tensor, learnt: Learnt, heads: BlockHeads, slots: Tensor
     return rms_norm(state_MH[slots], heads.norm_H, heads.eps), pair
 
 
-def logits_of(normal_mH: Tensor, pair_mr: Tensor | None, heads: BlockHeads) -> Tensor:
-    """Return logits ``[m, V]``, float32 or wider."""
-    logits = product(normal_mH, heads.target_VH.T)
+def logits_of(normal_mH: Tensor, pair_mr: Tensor | None, heads: BlockHeads, out_mV: Tensor | None = None) -> Tensor:
+    """Return logits ``[m, V]``, float32 or wider.
+
+    Args:
+        out_mV: takes them, on a CPU.
+    """
+    logits = product(normal_mH, heads.target_VH.T, out_mV)
     if pair_mr is not None and heads.markov is not None:
         add_product(logits, pair_mr, heads.markov[1].T)
     return logits

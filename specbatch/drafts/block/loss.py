@@ -48,6 +48,8 @@ class _Part:
     """``[positions, V]``: the target's distributions."""
     log_total: Tensor
     """``[positions]``: logarithms of the softmax denominators."""
+    space_mV: Tensor | None
+    """Takes the slots' logits in `_by_means`."""
 
 
 def block_loss(
@@ -123,7 +125,7 @@ def _by_means(
         entropy = objective.distribution * (part.log_total - (part.last * mean).sum(-1))[here]
     if objective.token:
         wanted += objective.token * head[learnt.label_M[slots]]
-    logits = logits_of(normal, None, heads)
+    logits = logits_of(normal, None, heads, part.space_mV)
     likely = part.truth.argmax(-1)[here]
     peak = logits.amax(-1, keepdim=True)
     if guess_M is not None:
@@ -259,9 +261,13 @@ def _parts(state_MH: Tensor, learnt: Learnt, heads: BlockHeads, *, means: bool) 
                 steps.append((k, slice(done, done + count), here))
                 done += count
         last = heads.last_PH[chosen.to(device, non_blocking=True)].to(heads.target_VH.dtype)
-        logits = logits_of_target(last, heads.target_VH, heads.target_bias_V, heads.target_logits)
+        # All that is as wide as the vocabulary in one piece, which the allocator gives back to the system.
+        space = last.new_empty(len(last) + done, len(heads.target_VH)) if means else None
+        out, rest = (None, None) if space is None else (space[: len(last)], space[len(last) :])
+        logits = logits_of_target(last, heads.target_VH, heads.target_bias_V, heads.target_logits, out)
         log_total = logits.logsumexp(-1, keepdim=True)
         truth = logits.sub_(log_total).exp_()
-        found = [_Part(torch.cat(slots).to(device, non_blocking=True), tuple(steps), last, truth, log_total[:, 0])]
-        del logits, truth
+        chosen_slots = torch.cat(slots).to(device, non_blocking=True)
+        found = [_Part(chosen_slots, tuple(steps), last, truth, log_total[:, 0], rest)]
+        del logits, truth, space, out, rest
         yield found.pop()

@@ -139,7 +139,9 @@ def step_bytes(shape: BlockShape, work: BlockWork) -> dict[str, int]:
     whole = project + finish + attention
     kept = {"none": whole, "all_but_attention": attention + shape.query * value, "all": 0}[work.recompute] + always
     passing = 3 * shape.intermediate * value + (0 if work.recompute == "none" else whole)
-    differentiated = slots * passing + shape.all_layers * value + (0 if work.gpu else 4 * CPU_BLOCK_SCORES * wide)
+    # The gradient of one tensor at a time, which is added to the sums at once.
+    gradient = max(shape.hidden * max(shape.intermediate, shape.query), work.tokens * shape.key) * value
+    differentiated = slots * passing + gradient + (0 if work.gpu else 4 * CPU_BLOCK_SCORES * wide)
 
     # A CPU uses `loss._by_means`, unless there are heads besides the target's.
     means = not work.gpu and not shape.own_heads
