@@ -127,7 +127,7 @@ def _distill(
         bounds = torch.tensor([first, first + size])
         parts = [slice(*torch.searchsorted(chosen.target_M, bounds).tolist()) for chosen in loss_rows]
         rows = [
-            (step, loss_rows[step].row_M[part].to(device, non_blocking=True))
+            (step, _selection(loss_rows[step].row_M[part], device))
             for step, part in enumerate(parts)
             if part.stop > part.start
         ]
@@ -136,9 +136,9 @@ def _distill(
         state_MH = torch.cat([states_NH[step][row] for step, row in rows])
         normal_MH = state_MH if heads.norm_H is None else rms_norm(state_MH, heads.norm_H, heads.eps)
         done = 0
-        for step, row in rows:
+        for step, _ in rows:
             here = _selection(loss_rows[step].target_M[parts[step]] - first, device)
-            space = slice(done, done + len(row))
+            space = slice(done, done + parts[step].stop - parts[step].start)
             if in_place:
                 logits = torch.mm(normal_MH[space].to(wide), head.T.to(wide), out=logits_MV[space])
             else:
@@ -151,7 +151,7 @@ def _distill(
             if gradients is not None and not (in_place and d_logit is logits):
                 logits_MV[space] = d_logit
             del logits, d_logit
-            done += len(row)
+            done = space.stop
         del truth, normal_MH
         if gradients is not None:
             _differentiate(gradients, rows, state_MH, logits_MV[:done], heads)
@@ -169,9 +169,13 @@ def _selection(index_M: Tensor, device: torch.device) -> Tensor | slice:
 
 
 def _differentiate(
-    gradients: Gradients, rows: list[tuple[int, Tensor]], state_MH: Tensor, d_logits_MV: Tensor, heads: Heads
+    gradients: Gradients, rows: list[tuple[int, Tensor | slice]], state_MH: Tensor, d_logits_MV: Tensor, heads: Heads
 ) -> None:
-    """Compute the gradients of states and weights from those of a chunk's logits of all unrolled steps."""
+    """Compute the gradients of states and weights from those of a chunk's logits of all unrolled steps.
+
+    Args:
+        rows: the unrolled steps, and the rows of their states that learn.
+    """
     normal = state_MH
     if heads.norm_H is not None:
         with torch.enable_grad():
@@ -185,7 +189,8 @@ def _differentiate(
         d_state, d_norm = torch.autograd.grad(normal, (state, norm), d_normal)
         if gradients.norm_H is not None:
             gradients.norm_H += d_norm
-    for (step, row), d in zip(rows, d_state.split([len(row) for _, row in rows]), strict=True):
+    sizes = [row.stop - row.start if isinstance(row, slice) else len(row) for _, row in rows]
+    for (step, row), d in zip(rows, d_state.split(sizes), strict=True):
         gradients.states[step][row] = d
 
 

@@ -271,7 +271,7 @@ class BlockModule(DraftModule):
         size = self.settings.shape.block_size
         mixed = attend_blocks(query, key, value, shared_key, shared_value, mask, size).flatten(1)
         if wanted is not None:
-            x, mixed = x[wanted], mixed[wanted]
+            x, mixed = x.index_select(0, wanted), mixed.index_select(0, wanted)
         return self._saving("all_but_attention", self._finish, layer, x, mixed)
 
     def _project(self, layer: BlockLayer, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -229,7 +229,8 @@ class Eagle3Module(DraftModule):
         prefix_mask: PrefixMask | None = None
         for step, rows in enumerate(chunk.steps):
             if rows.kept_N is not None:
-                z = z[rows.kept_N.to(z.device, non_blocking=True)]
+                # The gradient of `index_select` is several times faster than that of an index.
+                z = z.index_select(0, rows.kept_N.to(z.device, non_blocking=True))
             if not len(rows.live_N):
                 # No column of the chunk is live any more, and FlexAttention rejects empty tensors.
                 states.append(z)
