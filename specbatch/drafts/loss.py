@@ -139,10 +139,7 @@ def _distill(
         for step, _ in rows:
             here = _selection(loss_rows[step].target_M[parts[step]] - first, device)
             space = slice(done, done + parts[step].stop - parts[step].start)
-            if in_place:
-                logits = torch.mm(normal_MH[space].to(wide), head.T.to(wide), out=logits_MV[space])
-            else:
-                logits = product(normal_MH[space], head.T)
+            logits = product(normal_MH[space], head.T, logits_MV[space] if in_place else None)
             if guesses is not None:
                 guesses[step][parts[step]] = logits.argmax(-1)
             loss, right, d_logit = heads.compare(logits, truth[here], likely[here], weights[step])
@@ -218,7 +215,7 @@ def product(a_NH: Tensor, b_HM: Tensor, out_NM: Tensor | None = None) -> Tensor:
     """Return a matrix product whose sums and result are float32 or wider, whatever the factors' dtype.
 
     Args:
-        out_NM: takes the result, on a CPU.
+        out_NM: takes the result; only on a CPU, or if the factors have its dtype.
     """
     wide = wider(a_NH.dtype)
     if a_NH.dtype == wide or a_NH.device.type == "cpu":
