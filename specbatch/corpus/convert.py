@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
 import pickle
 import signal
@@ -50,9 +51,7 @@ class Conversion:
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
         if workers > 1:
-            context = multiprocessing.get_context("forkserver")
-            # Importing the libraries takes seconds, so it is done once for all processes.
-            context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
+            context = _context(config)
             self._pool = ProcessPoolExecutor(workers, context, _start, (config, prompts))
 
     def __enter__(self) -> Conversion:
@@ -117,6 +116,16 @@ def new_converter(config: Config, tokenizer: Any, *, prompts: bool) -> Converter
     teaches = algorithm_class(config.draft.algorithm).teaches
     images = ImageExpander(config) if config.data.images else None
     return Converter(tokenizer, end_ids(config), config.data, prompts, teaches, images)
+
+
+def _context(config: Config) -> multiprocessing.context.BaseContext:
+    """Return how processes are started. Importing the libraries takes seconds, so it is done once for all processes,
+    unless they may need torch, too: for a target's own code, or its processor of images."""
+    if config.target.trust_remote_code or config.data.images:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "specbatch.corpus.preloaded"])
+    return context
 
 
 def _start(config: Config, prompts: bool) -> None:

@@ -16,7 +16,6 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -115,8 +114,8 @@ class Encoder:
     # By the bytes of each token.
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
-        """Probable bytes of each id. `_measured` checks them for each text."""
+    def _bytes(self) -> np.ndarray:
+        """Probable bytes of each id, objects ``[ids]``. `_measured` checks them for each text."""
         backend = self.tokenizer.backend_tokenizer
         of_bytes = b"ByteLevel" in (backend.decoder.__getstate__() if backend.decoder else b"")
         vocabulary = backend.get_vocab(with_added_tokens=True)
@@ -126,7 +125,7 @@ class Encoder:
         for token in self._added:
             if token in vocabulary:
                 found[vocabulary[token]] = token.encode()
-        return found
+        return np.array(found, dtype=object)
 
     @cached_property
     def _lengths(self) -> np.ndarray:
@@ -135,10 +134,10 @@ class Encoder:
 
     def _measured(self, text: str, spans: Sequence[Span], found: list[int]) -> Encoded | Rejected:
         """Find spans by the bytes of the tokens if these make up the text, else by offsets."""
-        ids, data = np.array(found, dtype=np.int32), text.encode()
+        ids, data = np.fromiter(found, np.int32, len(found)), text.encode()
         if not spans:
             return ids, np.zeros(len(ids), dtype=bool)
-        if b"".join(itemgetter(*found, 0)(self._bytes)[:-1]) != data:
+        if b"".join(self._bytes[ids].tolist()) != data:
             self._failures += 1
             return self._aligned(text, spans)
         self._failures = 0

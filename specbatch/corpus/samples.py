@@ -22,6 +22,7 @@ from specbatch.corpus.files import Row
 from specbatch.corpus.forms import MASKS, RowReader, Tokens
 from specbatch.corpus.images import Image, ImageExpander
 from specbatch.corpus.mask import answers, encodable
+from specbatch.corpus.outlines import Outlines
 from specbatch.corpus.preformatted import Preformatted
 from specbatch.corpus.split import split
 from specbatch.corpus.template import REFUSED, Template
@@ -81,6 +82,7 @@ class Converter:
         self.data, self.prompts, self.teaches, self.images = data, prompts, teaches, images
         self._reader, self._preformatted = RowReader(data), Preformatted(self.template)
         self._tokenizer_size = tokenizer_size(tokenizer)
+        self._outlines = Outlines(self.template)
         self._given: dict[str, Converter] = {}
         """Converters for conversations with their own variables, by these variables."""
 
@@ -129,6 +131,7 @@ class Converter:
                 found.template = self.template.given(variables)
             except UserError as error:
                 raise Rejected("a variable that the chat template cannot be given", str(error)) from error
+            found._outlines = Outlines(found.template)
             if len(self._given) == MOST_GIVEN:
                 self._given.clear()
             self._given[key] = found
@@ -199,7 +202,7 @@ class Converter:
         if self.data.loss_on == "all":
             self._add(result, *(yield from self._everything(result, conversation, text)), conversation)
         elif not self.data.split_turns or self.data.loss_on == "last":
-            found = answers(self.template, conversation, text, learnt)
+            found = self._outlines.answers(conversation, text, learnt)
             result.warnings += [said for lost in found.left_out.values() for said in lost]
             self._add(result, *(yield found.text, found.all), conversation)
         else:

@@ -15,7 +15,7 @@ from specbatch.corpus.conversation import REASONING, Conversation
 
 Kind = Literal["text", "thought", "call", "around"]
 
-_TAG = re.compile(r"([<\[◁][^<>\[\]◁▷\s]{0,30}(?:think|thought|reason)[^<>\[\]◁▷\s]{0,30}[>\]▷])", re.IGNORECASE)
+TAG = re.compile(r"([<\[◁][^<>\[\]◁▷\s]{0,30}(?:think|thought|reason)[^<>\[\]◁▷\s]{0,30}[>\]▷])", re.IGNORECASE)
 """Matches tags of reasoning inside the content of an answer, which templates look for."""
 _OPENING, _CLOSING = re.compile(r"<tool_\w{1,20}>"), re.compile(r"</tool_\w{1,20}>\Z")
 """Tags by which templates recognize a tool's result in a user's message."""
@@ -117,7 +117,7 @@ class Words:
         return result
 
     def _content(self, i: int, content: str, name: str) -> str:
-        pieces = _TAG.split(content)
+        pieces = TAG.split(content)
         texts = [n for n in range(0, len(pieces), 2) if pieces[n].strip()]
         if len(pieces) == 1 or not texts:
             return self._new(i, "text", name)

@@ -45,7 +45,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]  # so that it runs from a checkout
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-POLL_S = 0.25
+POLL_S = 1.0
+"""Interval at which memory is read, which stops a process for tens of milliseconds."""
 LONGEST = 2048
 """Tokens of the longest sample."""
 
