@@ -120,8 +120,8 @@ def new_converter(config: Config, tokenizer: Any, *, prompts: bool) -> Converter
 
 def _context(config: Config) -> multiprocessing.context.BaseContext:
     """Return how processes are started. Importing the libraries takes seconds, so it is done once for all processes,
-    unless they may need torch, too: for a target's own code, or its processor of images."""
-    if config.target.trust_remote_code or config.data.images:
+    unless they may need transformers with torch: for images, the target's own code, or the user's."""
+    if config.target.trust_remote_code or config.data.images or config.data.transform:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "specbatch.corpus.preloaded"])

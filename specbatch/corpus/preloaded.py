@@ -1,7 +1,7 @@
 """Imports transformers for the processes that load a tokenizer, once for all of them.
 
 torch is hidden from it meanwhile: importing torch takes most of the time, and a tokenizer does not need it. Other code,
-such as a user's ``data.transform``, can import torch afterwards.
+such as that of a draft algorithm, can import torch afterwards.
 """
 
 import os

@@ -4,8 +4,8 @@ SGLang drafts with EAGLE-3 and DFlash on GPUs only. `register`, an entry point o
 the plain PyTorch forms of `specbatch.inference.chain_drafting` and `specbatch.inference.block_drafting` in place of the
 kernels if the environment has ``SPECBATCH_CPU_SPECULATIVE=1`` and there is no accelerator. It serves greedy
 decoding with a chain of drafts (EAGLE-3 with ``speculative_eagle_topk`` 1) or a block of them (DFlash), and refuses
-everything else by name: arguments before the engine starts, sampling parameters as each request arrives. If any place
-is not as it was in the SGLang that this was written for, the process ends with our message.
+everything else by name: arguments before the engine starts, sampling parameters as each request arrives. If SGLang's
+code differs at one of these places from the tested versions, the process ends with a message that names the place.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class PrefillRows:
         self.gathered = {}
 
     def _copy(self, index: int, timeout_s: float) -> bool:
-        """Copy a piece into the ring, queued on the current stream; return false if there is no room."""
+        """Copy a piece into the ring, on the current stream. Return whether there was room for it."""
         piece = self.pieces[index]
         offset = self.capture.sender.ring.take(piece.bytes, timeout_s)
         if offset is None:

@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
 def _allocation(on: str | None, words: list[str]) -> Allocation | None:
     """The allocation whose nodes the components run on; None: they are processes of this machine.
 
-    Where an allocation's one node is another machine, the command goes on there, and this does not return.
+    If the allocation's only node is another machine, the command continues there and this function does not return.
 
     Args:
         words: of the command.

@@ -53,3 +53,18 @@ def test_a_killed_process_of_the_preparation_ends_it_with_an_error(settings: Set
         pytest.raises(UserError, match=r"target\.path: the tokenizer in "),
     ):
         list(conversion.batches(rows))
+
+
+@pytest.mark.light
+def test_a_transform_in_another_process_has_all_of_transformers(settings: Settings, tmp_path: Path) -> None:
+    code = (
+        "def mine(row):\n"
+        "    import torch, transformers\n"
+        "    assert issubclass(transformers.PreTrainedModel, torch.nn.Module)\n"
+        "    return row\n"
+    )
+    (tmp_path / "mine.py").write_text(code)
+    config = settings({}, transform=f"{tmp_path / 'mine.py'}:mine")
+    with Conversion(config, 2, prompts=False, workers=2) as conversion:
+        ((row,),) = conversion.batches(iter([("f:1", lines(talk("Hi", "Hello.")))]))
+    assert (len(row.samples), row.rejected) == (1, [])
