@@ -14,9 +14,9 @@ import msgspec
 import zmq
 
 from specbatch.dispatch.connection_file import ConnectionFile
+from specbatch.dispatch.encoding import MAX_MESSAGE_BYTES, decode_reply, encode
 from specbatch.dispatch.messages import (
     LONG_POLL_S,
-    MAX_MESSAGE_BYTES,
     Alive,
     Answer,
     Answered,
@@ -49,8 +49,6 @@ from specbatch.dispatch.messages import (
     Trained,
     Trouble,
     Wait,
-    decode_reply,
-    encode,
 )
 from specbatch.errors import AttemptError, RunError
 from specbatch.pack_manifest import Manifest, PackId

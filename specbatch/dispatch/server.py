@@ -22,10 +22,9 @@ from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from specbatch.dispatch.connection_file import Keys
+from specbatch.dispatch.encoding import CUT_OFF_BYTES, MAX_MESSAGE_BYTES, decode_request, encode
 from specbatch.dispatch.messages import (
-    CUT_OFF_BYTES,
     LONG_POLL_S,
-    MAX_MESSAGE_BYTES,
     Alive,
     AnyReply,
     AnyRequest,
@@ -36,8 +35,6 @@ from specbatch.dispatch.messages import (
     Refusals,
     Refused,
     Report,
-    decode_request,
-    encode,
 )
 from specbatch.free_ports import free_ports, restricted
 from specbatch.pack_manifest import PackId, claim_prefix

@@ -15,16 +15,14 @@ from hypothesis import strategies as st
 
 from specbatch.dispatch.client import Client, DispatcherGone
 from specbatch.dispatch.connection_file import Keys
+from specbatch.dispatch.encoding import CUT_OFF_BYTES, MAX_MESSAGE_BYTES, encode
 from specbatch.dispatch.messages import (
-    CUT_OFF_BYTES,
-    MAX_MESSAGE_BYTES,
     Answer,
     AnyRequest,
     Launch,
     Phase,
     Refusals,
     StatusRequest,
-    encode,
 )
 from specbatch.pack_manifest import Chunk, Manifest
 from tests.dispatch.heads import Head, join_all, make_head
