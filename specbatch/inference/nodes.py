@@ -26,8 +26,9 @@ from specbatch.dispatch.messages import Following, Launch, Over
 from specbatch.errors import EngineIncomplete, RunError
 from specbatch.free_ports import free_ports
 from specbatch.inference import staging
+from specbatch.inference.command import parts_arguments
 from specbatch.inference.place import EnginePart
-from specbatch.inference.server import EngineError, SGLangServer, parts_arguments
+from specbatch.inference.server import EngineError, SGLangServer
 from specbatch.rundir import RunDir
 from specbatch.target import locate
 

@@ -24,7 +24,7 @@ from specbatch.drafts.sglang import layer_ids
 from specbatch.errors import UserError
 from specbatch.gpu_kinds import Gpu, gpu
 from specbatch.inference.arguments import engine_arguments, engine_environment, sglang_argument_names
-from specbatch.inference.server import command_line, parts_arguments
+from specbatch.inference.command import command_line, parts_arguments
 
 if TYPE_CHECKING:
     from specbatch.config import Config

@@ -22,7 +22,8 @@ from specbatch.dispatch.messages import Fault
 from specbatch.inference.capture_request import PROBE, Captured, CaptureRequest, CaptureSettings, NotCaptured, Result
 from specbatch.inference.ring_buffer import RingBuffer
 from specbatch.pack_manifest import Chunk, Manifest, object_key
-from specbatch.transfer.store import StoreClient, StoreError, StoreFull, checksum
+from specbatch.transfer.memory import checksum
+from specbatch.transfer.store import StoreClient, StoreError, StoreFull
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from specbatch.pack_manifest import Manifest, object_key
 from specbatch.transfer.layout import Destination, Read, reads
-from specbatch.transfer.store import StoreClient, checksum, memory
+from specbatch.transfer.memory import checksum, memory
+from specbatch.transfer.store import StoreClient
 
 __all__ = ["Destination", "PackLost", "problems", "read_pack", "remove_pack"]
 

@@ -6,7 +6,6 @@ silently. Here every call has a deadline, failures are distinguished, and stored
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import re
 import resource
@@ -294,32 +293,6 @@ class StoreClient:
                 with self._lock:
                     self._reading.pop(call, None)
         return True
-
-
-def checksum(buffer: Any, seed: int) -> str:
-    """Return the XXH3-128 hash of memory, in hexadecimal, without a copy.
-
-    Args:
-        buffer: a contiguous torch tensor of any dtype on the CPU, or an object with the buffer protocol.
-        seed: a 64-bit number.
-
-    Raises:
-        ValueError: the tensor is not contiguous or not in host memory.
-    """
-    import xxhash
-
-    if hasattr(buffer, "data_ptr"):
-        if not buffer.is_contiguous() or buffer.device.type != "cpu":
-            raise ValueError("checksums need contiguous tensors in host memory")
-        buffer = memory(buffer.data_ptr(), buffer.nbytes)
-    return str(xxhash.xxh3_128_hexdigest(buffer, seed=seed))
-
-
-def memory(pointer: int, nbytes: int) -> memoryview:
-    """Return a view of the bytes at an address; the caller keeps the memory alive."""
-    if not nbytes:
-        return memoryview(b"")
-    return memoryview((ctypes.c_char * nbytes).from_address(pointer)).cast("B")
 
 
 def own_address(host: str, port: int, timeout_s: float = PROBE_S) -> str:

@@ -17,7 +17,8 @@ from specbatch.dispatch.connection_file import ConnectionFile, Keys, publish
 from specbatch.inference.capture_request import Captured, CaptureSettings, NotCaptured, new_capture_request
 from specbatch.inference.capture_server import CaptureServer
 from specbatch.pack_manifest import Chunk, Manifest, object_key
-from specbatch.transfer.store import StoreClient, checksum
+from specbatch.transfer.memory import checksum
+from specbatch.transfer.store import StoreClient
 
 RUN, ATTEMPT = "5eed", 1
 AUX_LAYERS = (0, 2, 4)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from specbatch.inference.server import ServerDied, SGLangServer, bind_cores, command_line
+from specbatch.inference.command import bind_cores, command_line
+from specbatch.inference.server import ServerDied, SGLangServer
 
 
 def test_arguments_reach_sglang_byte_for_byte() -> None:

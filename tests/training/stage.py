@@ -37,7 +37,8 @@ from specbatch.snapshot.reading import read_tensors
 from specbatch.target import read_target
 from specbatch.training.feed.buffers import PackRows, Part, within
 from specbatch.transfer.master import Master
-from specbatch.transfer.store import StoreClient, StoreError, checksum, usable_bytes
+from specbatch.transfer.memory import checksum
+from specbatch.transfer.store import StoreClient, StoreError, usable_bytes
 
 PARTS = 5
 """Objects of a tensor of a sample, where it has so many rows."""

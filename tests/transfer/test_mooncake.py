@@ -16,8 +16,9 @@ import torch
 from specbatch.config import Store
 from specbatch.pack_manifest import Chunk, Manifest, object_key
 from specbatch.transfer.master import Master
+from specbatch.transfer.memory import checksum
 from specbatch.transfer.pack_reader import Destination, PackLost, read_pack, remove_pack
-from specbatch.transfer.store import StoreClient, StoreFull, checksum
+from specbatch.transfer.store import StoreClient, StoreFull
 from tests.transfer.owner import Address, owner
 
 pytestmark = pytest.mark.light

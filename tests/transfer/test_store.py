@@ -15,16 +15,8 @@ import xxhash
 from specbatch.config import Store, load_config
 from specbatch.errors import UserError
 from specbatch.transfer import store as module
-from specbatch.transfer.store import (
-    StoreClient,
-    StoreError,
-    _batches,
-    checksum,
-    memory,
-    own_address,
-    store_of,
-    usable_bytes,
-)
+from specbatch.transfer.memory import checksum, memory
+from specbatch.transfer.store import StoreClient, StoreError, _batches, own_address, store_of, usable_bytes
 
 
 @dataclass

@@ -28,7 +28,8 @@ import numpy as np
 
 from specbatch.config import Store
 from specbatch.transfer.master import Master
-from specbatch.transfer.store import StoreClient, checksum
+from specbatch.transfer.memory import checksum
+from specbatch.transfer.store import StoreClient
 
 MB = 1 << 20
 HOST = "127.0.0.1"
