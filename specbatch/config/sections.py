@@ -9,18 +9,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from specbatch.config.answers import Regenerate
-from specbatch.config.rules import NOT_EMPTY, ONE_LINE, Bytes, Interval, above, at_least, at_most, below, between
+from specbatch.config.rules import NOT_EMPTY, ONE_LINE, Bytes, Interval, above, at_least, at_most
+from specbatch.config.types import Beta, Count, Natural, PathText, Seconds, Share
 
-Count = Annotated[int, at_least(1)]
-Natural = Annotated[int, at_least(0)]
-Seconds = Annotated[float, above(0)]
-Share = Annotated[float, between(0, 1)]
-Beta = Annotated[float, at_least(0), below(1)]
 _SMALLEST_SEGMENT = Bytes(16 << 20)
 _FOUR_GIB = Bytes(4 << 30)
 _LONGEST_LOG = Bytes(64 << 20)
 _AUTO = Interval("auto")
-PathText = Annotated[str, ONE_LINE, NOT_EMPTY]
 
 
 @dataclass

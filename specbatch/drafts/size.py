@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specbatch.config.sections import Count, Draft
+from specbatch.config.sections import Draft
+from specbatch.config.types import Count
 from specbatch.errors import UserError
 
 if TYPE_CHECKING:

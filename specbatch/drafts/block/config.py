@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from specbatch.config.rules import above, at_least
-from specbatch.config.sections import Count, Natural
+from specbatch.config.types import Count, Natural
 from specbatch.drafts.size import SizedDraft
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from specbatch.config.rules import above, at_most
-from specbatch.config.sections import Count
+from specbatch.config.types import Count
 from specbatch.drafts.size import SizedDraft
 
 
