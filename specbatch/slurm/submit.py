@@ -8,22 +8,20 @@ one is under way, in any process on any host, no other starts.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from specbatch.config import Config, dump_config, load_config
 from specbatch.config.change import STEPS
 from specbatch.errors import UserError
 from specbatch.known_runs import register
 from specbatch.run.change import change_settings
-from specbatch.rundir import RunDir, read_json, write_whole
+from specbatch.rundir import RunDir, write_whole
 from specbatch.slurm import commands
 from specbatch.slurm.check_cluster import check_cluster
 from specbatch.slurm.check_request import check_node_memory, check_request, check_stage
@@ -32,20 +30,19 @@ from specbatch.slurm.cpu_share import SHARED, with_cpus
 from specbatch.slurm.directives import requests
 from specbatch.slurm.durations import slurm_time
 from specbatch.slurm.first_rows import check_first_rows
-from specbatch.slurm.jobs import read_jobs, record_job
-from specbatch.slurm.parts import component_count, parts_of
+from specbatch.slurm.jobs import read_jobs
+from specbatch.slurm.parts import parts_of
 from specbatch.slurm.prepare_job import cpus_for, submit_preparation
 from specbatch.slurm.script import SCRIPT, render
 from specbatch.slurm.shared_paths import check_image_folders, check_shared_paths
 from specbatch.slurm.states import SQUEUE_FORMAT, Condition, JobState, job_state, parse_squeue
+from specbatch.slurm.submission import alone, unanswered
 from specbatch.status_file import is_complete
 
 Say = Callable[[str], None]
 Prepare = Literal["", "here", "job"]
 WORTH_PREPARING_S = 60.0
 """Seconds from which on preparing the data beforehand is advised."""
-LONGEST_S = 2 * commands.DEADLINE_S + commands.ATTEMPT_S
-"""Longest time of a submission after it was recorded: search its job, submit it, and search again."""
 
 
 def resolved(config: Config, cluster: Cluster | None = None, say: Say = lambda _: None) -> Config:
@@ -119,7 +116,7 @@ def submit(config: Config, warn: Say, say: Say, prepare: Prepare = "") -> int:
     if run_dir.config.exists() and not run_dir.attempts():
         _refuse_others(run_dir, config)
         _refuse_alive(run_dir)
-        if (job := _unanswered(run_dir)) is not None:
+        if (job := unanswered(run_dir)) is not None:
             return job
     say("checking the configuration and the target")
     _check(config, warn)
@@ -129,7 +126,7 @@ def submit(config: Config, warn: Say, say: Say, prepare: Prepare = "") -> int:
     elif prepare != "job":
         _tell_of_preparing(checked, warn, say)
     run_dir.make()
-    with _alone(run_dir, before) as token:
+    with alone(run_dir, before) as token:
         write_whole(run_dir.config, dump_config(checked.config).encode())
         after = 0
         if checked.left_s is not None and prepare == "job":
@@ -158,7 +155,7 @@ def resume(run_dir: RunDir, overrides: Sequence[str], warn: Say) -> int | None:
             # Slurm reports an error, since the job is pending, but requeues the missing components.
             commands.scontrol("requeue", str(state.leader.job))
         return state.leader.job
-    if (job := _unanswered(run_dir)) is not None:
+    if (job := unanswered(run_dir)) is not None:
         return job
     config, changed = change_settings(run_dir, overrides, here=False)
     for change in changed:
@@ -167,7 +164,7 @@ def resume(run_dir: RunDir, overrides: Sequence[str], warn: Say) -> int | None:
         return None
     for warning in [*check_request(config), *check_cluster(config, read_cluster()), *check_shared_paths(config)]:
         warn(warning)
-    with _alone(run_dir, before) as token:
+    with alone(run_dir, before) as token:
         run_dir.cancelled.unlink(missing_ok=True)
         return _submit(run_dir, token)
 
@@ -271,41 +268,6 @@ def _prepare_here(checked: _Checked, say: Say) -> None:
         say(corpus.prepare(checked.config, progress).text())
 
 
-@contextlib.contextmanager
-def _alone(run_dir: RunDir, before: float) -> Iterator[str]:
-    """Hold the right to submit this run, which one process on any host has at a time.
-
-    Args:
-        before: when this process began to check the run, in seconds since 1970.
-
-    Yields:
-        the token by which the submission is found.
-
-    Raises:
-        UserError: another process has it, or has just submitted the run.
-    """
-    token = commands.new_token()
-    mine = {"token": token, "time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-    if (job := _unanswered(run_dir)) is not None:
-        raise UserError(f"{run_dir.root}: was already submitted as job {job}")
-    try:
-        # Created exclusively: of two processes that try, one fails, also on network file systems.
-        fd = os.open(run_dir.submission, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError as error:
-        raise UserError(f"{run_dir.root}: is just being submitted by another process") from error
-    with os.fdopen(fd, "w") as file:
-        json.dump(mine, file)
-    try:
-        newer = [job.id for job in read_jobs(run_dir, "run") if job.submitted > before]
-        if newer:
-            raise UserError(f"{run_dir.root}: was submitted as job {newer[-1]} a moment ago")
-        yield token
-    except UserError:
-        run_dir.submission.unlink()
-        raise
-    run_dir.submission.unlink()
-
-
 def _submit(run_dir: RunDir, token: str, after: int = 0) -> int:
     """Write what the job needs, and queue it.
 
@@ -323,50 +285,6 @@ def _submit(run_dir: RunDir, token: str, after: int = 0) -> int:
     jobs = ComponentsExecutor(run_dir, config).submit_components(token, options, after)
     register(run_dir)
     return int(next(iter(jobs.values())).job_id)
-
-
-def _unanswered(run_dir: RunDir) -> int | None:
-    """Return the job of an earlier submission that never got its id; None if there is none.
-
-    Raises:
-        UserError: that submission is still under way.
-    """
-    submission = _read_submission(run_dir)
-    if submission is None:
-        return None
-    job = commands.find(submission["token"])
-    if job is not None:
-        record_job(run_dir, job, size=component_count(load_config(run_dir.config)))
-        register(run_dir)
-    elif _under_way(submission):
-        raise UserError(
-            f"{run_dir.root}: is just being submitted by process {submission['pid']} on {submission['host']}; "
-            "`specbatch status` will show its job"
-        )
-    run_dir.submission.unlink(missing_ok=True)
-    return job
-
-
-def _read_submission(run_dir: RunDir) -> dict[str, Any] | None:
-    """Return the process that submits the run, or tried to; None if there is none. A new file may still be empty."""
-    for _ in range(20):
-        try:
-            found: dict[str, Any] | None = read_json(run_dir.submission)
-        except json.JSONDecodeError:
-            time.sleep(0.1)
-        else:
-            return found
-    run_dir.submission.unlink(missing_ok=True)
-    return None
-
-
-def _under_way(submission: dict[str, Any]) -> bool:
-    """Return whether the process that began a submission may still be working on it."""
-    if "pid" not in submission or time.time() - submission["time"] > LONGEST_S:
-        return False
-    if submission["host"] != socket.gethostname():
-        return True
-    return submission["pid"] != os.getpid() and Path(f"/proc/{submission['pid']}").exists()
 
 
 def _refuse_others(run_dir: RunDir, config: Config) -> None:
