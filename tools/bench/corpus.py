@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Measures the cost of preparing and planning corpora of real size, on generated corpora.
 
-    tools/bench/corpus.py --target TARGET [--parts sizes beside turns plan] [--sizes 20000 80000 320000] [--workers 2]
+    tools/bench/corpus.py --target TARGET [--parts sizes beside speedup turns plan] [--beside 80000] [--workers 2]
 
 Conversations of sentences of Python's manual, about 1,000 tokens each, are prepared with an empty cache. ``sizes``: at
 each size. ``beside``: in turns with the same tokenizer on the same rendered text, which as many processes encode, each
-text at its fastest, and once by one process. ``turns``: conversations of 256 messages, and one sample for each turn of
-64 messages. ``plan``: `specbatch plan` answers for samples that lie prepared (--plan-samples, --plan-tokens); their ids
-are a hole in a file. The last line is JSON, with what was measured of:
+text at its fastest. ``speedup``: by as many processes, and by one. ``turns``: conversations of 256 messages, and one
+sample for each turn of 64 messages. ``plan``: `specbatch plan` answers for samples that lie prepared (--plan-samples,
+--plan-tokens); their ids are a hole in a file. The last line is JSON, with what was measured of:
 
     exponent                 of the time, over the sizes: 1 is linear
     tokens_per_s             prepared, at the largest size
@@ -56,13 +56,13 @@ def main() -> int:
     parser.add_argument("--target", type=Path, required=True, help="a target's directory: tokenizer and config.json")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 80_000, 320_000], help="conversations")
-    parser.add_argument("--beside", type=int, default=80_000, help="conversations beside the tokenizer alone")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of the tokenizer and the preparation")
+    parser.add_argument("--beside", type=int, default=80_000, help="conversations of beside and speedup")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of beside and speedup")
     parser.add_argument("--long", type=int, default=8_000, help="conversations of 256 messages")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=6, help="messages of a conversation")
     parser.add_argument("--words", type=int, default=620, help="words of a conversation")
-    parser.add_argument("--made-up", action="store_true", help="sizes and beside: made-up words instead of English")
+    parser.add_argument("--made-up", action="store_true", help="made-up words instead of English, but for turns")
     parser.add_argument("--plan-samples", type=int, default=5_000_000)
     parser.add_argument("--plan-tokens", type=float, default=6e9)
     options = parser.parse_args()
@@ -89,26 +89,38 @@ def over_sizes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def beside_tokenizer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Preparation and the tokenizer alone, one after the other."""
+    """Preparation, and the tokenizer alone before and after it."""
     source, walls, cpus, speeds = folder / "beside.jsonl", [], [], []
     write(source, options.beside, options.turns, options.words, options.made_up)
     for _ in range(options.rounds):
-        alone = tokenizer_alone(options, source)
+        before = tokenizer_alone(options, source)
         made = prepared(options, folder, source)
-        print(f"the tokenizer alone: {alone}\npreparation: {made}", flush=True)
-        per_token = [(one.seconds / one.tokens, one.processor_s / one.tokens) for one in (made, alone)]
-        walls.append(per_token[0][0] / per_token[1][0])
-        cpus.append(per_token[0][1] / per_token[1][1])
+        after = tokenizer_alone(options, source)
+        print(f"the tokenizer alone: {before}\npreparation: {made}\nthe tokenizer alone: {after}", flush=True)
+        alone = Took(
+            before.tokens + after.tokens, before.seconds + after.seconds, before.processor_s + after.processor_s
+        )
+        walls.append(made.seconds / made.tokens * alone.tokens / alone.seconds)
+        cpus.append(made.processor_s / made.tokens * alone.tokens / alone.processor_s)
         speeds.append(alone.tokens / alone.seconds)
-    single = prepared(options, folder, source, workers=1)
-    print(f"by one process: {single}", flush=True)
     source.unlink()
     return {
         "tokenizer_tokens_per_s": round(median(speeds)),
         "over_tokenizer": round(median(walls), 3),
         "processor_over_tokenizer": round(median(cpus), 3),
-        "speedup": round(single.seconds / made.seconds, 2),
     }
+
+
+def over_processes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Preparation by all processes and by one, in turns."""
+    source, found = folder / "speedup.jsonl", []
+    write(source, options.beside, options.turns, options.words, options.made_up)
+    for _ in range(options.rounds):
+        many, one = prepared(options, folder, source), prepared(options, folder, source, workers=1)
+        print(f"by {options.workers} processes: {many}\nby one process: {one}", flush=True)
+        found.append(one.seconds / many.seconds)
+    source.unlink()
+    return {"speedup": round(median(found), 2)}
 
 
 def over_turns(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -135,7 +147,13 @@ def over_plan(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"plan_s": round(seconds, 2), "plan_bytes": peak_bytes}
 
 
-PARTS = {"sizes": over_sizes, "beside": beside_tokenizer, "turns": over_turns, "plan": over_plan}
+PARTS = {
+    "sizes": over_sizes,
+    "beside": beside_tokenizer,
+    "speedup": over_processes,
+    "turns": over_turns,
+    "plan": over_plan,
+}
 
 
 @dataclass(frozen=True)
