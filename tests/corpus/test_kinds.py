@@ -299,6 +299,21 @@ def test_variables_that_the_template_cannot_be_given_are_refused(kind: Kind) -> 
         kind(t.VARIABLE, template_variables={"date": "soon"})
 
 
+@pytest.mark.parametrize("lstrip", [False, True])
+def test_an_end_that_takes_in_the_white_space_after_it_is_an_end(lstrip: bool) -> None:
+    """As Phi-3's tokens do: in the whole text, what follows the end belongs to its token."""
+    own = tiny_tokenizer()
+    own.add_tokens([AddedToken(text, rstrip=True, lstrip=lstrip, normalized=False) for text in t.HEADERS])
+    template = t.turns("<|say|>\n{{ m.content }}<|stop|>\n", "<|say|>\n", end="<|stop|>\n")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|stop|>", chat_template=template)
+    for split in (False, True):
+        made = Converter(tokenizer, (), Data(train=[], split_turns=split), False, Eagle3.teaches)
+        converted = made.convert("f:1", PLAIN)
+        assert not converted.rejected
+        loss = [text for i in range(len(converted.samples)) for text in supervised(made, converted, i)]
+        assert loss == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
+
+
 def test_a_template_that_wants_bare_tools_gets_them(kind: Kind) -> None:
     made = kind("{% for f in tools or [] %}{{ f.parameters.type }}:{{ f.name | trim }};{% endfor %}" + t.CALL_TOKENS)
     tool = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object"}}}
