@@ -268,6 +268,16 @@ def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclo
     assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
 
 
+def test_an_end_that_markers_leave_out_is_loss(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|say|>{% generation %}{{ m.content }}{% endgeneration %}"
+        "<|stop|>{% else %}<|ask|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|say|>{% endif %}"
+    )
+    assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
+    assert supervised(made, made.convert("f:1", talk("Hi?", "", "Hm?", "Yes."))) == ["<|stop|>", "Yes.<|stop|>"]
+
+
 def test_an_empty_answer_is_its_end_also_where_the_template_writes_less_around_it(kind: Kind) -> None:
     made = kind(
         "{% for m in messages %}{% if m.role == 'assistant' %}<|say|><think></think>"
