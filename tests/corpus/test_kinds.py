@@ -268,6 +268,30 @@ def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclo
     assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
 
 
+def test_a_header_is_no_loss_where_it_differs_from_the_prompts_inside(kind: Kind) -> None:
+    """A name in it, as in Kimi K2's, or settings in the prompt, as in Granite's."""
+    named = t.turns("<|say|>{{ m.name or 'model' }}<|part|>{{ m.content }}<|stop|>", "<|say|>model<|part|>")
+    set_up = t.turns("<|say|>model<|part|>{{ m.content }}" + t.CALLS + "<|stop|>", "<|say|>model {1: 2}<|part|>")
+    for template, row, loss in (
+        (named, talk("River?", "The Rhine.", name="Ann"), ["The Rhine.<|stop|>"]),
+        (set_up, talk("River?", "The Rhine."), ["The Rhine.<|stop|>"]),
+        (set_up, CALLED, [f"{BREST}<|stop|>", "It rises.<|stop|>"]),
+        (set_up, talk("Ho.", "Hi", "Yes.", first="assistant"), ["Ho.<|stop|>", "Yes.<|stop|>"]),
+    ):
+        made = kind(template)
+        assert supervised(made, made.convert("f:1", row)) == loss
+
+
+def test_a_first_header_is_found_without_the_white_space_between_messages(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{{ '' if loop.first else '\n' }}"
+        "{{ '<|say|>\n' if m.role == 'assistant' else '<|ask|>\n' }}{{ m.content }}<|stop|>{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n<|say|>\n' }}{% endif %}"
+    )
+    row = talk("Ho.", "Hi", "Yes.", first="assistant")
+    assert supervised(made, made.convert("f:1", row)) == ["Ho.<|stop|>", "Yes.<|stop|>"]
+
+
 def test_an_end_that_markers_leave_out_is_loss(kind: Kind) -> None:
     made = kind(
         "{% for m in messages %}{% if m.role == 'assistant' %}<|say|>{% generation %}{{ m.content }}{% endgeneration %}"
