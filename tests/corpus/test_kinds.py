@@ -269,7 +269,7 @@ def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclo
 
 
 def test_a_header_is_no_loss_where_it_differs_from_the_prompts_inside(kind: Kind) -> None:
-    """A name in it, as in Kimi K2's, or settings in the prompt, as in Granite's."""
+    """The header has a name in it, as in Kimi K2's, or the prompt has settings, as in Granite's."""
     named = t.turns("<|say|>{{ m.name or 'model' }}<|part|>{{ m.content }}<|stop|>", "<|say|>model<|part|>")
     set_up = t.turns("<|say|>model<|part|>{{ m.content }}" + t.CALLS + "<|stop|>", "<|say|>model {1: 2}<|part|>")
     for template, row, loss in (
@@ -335,7 +335,7 @@ def test_variables_that_the_template_cannot_be_given_are_refused(kind: Kind) -> 
 
 @pytest.mark.parametrize("lstrip", [False, True])
 def test_an_end_that_takes_in_the_white_space_after_it_is_an_end(lstrip: bool) -> None:
-    """As Phi-3's tokens do: in the whole text, what follows the end belongs to its token."""
+    """Phi-3's tokens do: in the whole text, what follows the end belongs to its token."""
     own = tiny_tokenizer()
     own.add_tokens([AddedToken(text, rstrip=True, lstrip=lstrip, normalized=False) for text in t.HEADERS])
     template = t.turns("<|say|>\n{{ m.content }}<|stop|>\n", "<|say|>\n", end="<|stop|>\n")
