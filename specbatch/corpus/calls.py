@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from specbatch.corpus.conversation import ROLES, Rejected
+from specbatch.corpus.conversation import ROLES, Rejected, arguments_key
 
 CALLING = ("function_call", "function-call", "tool_call", "tool_calls")
 """Roles, in any case, of turns that only call tools."""
@@ -39,6 +39,8 @@ def as_calls(messages: list[Any]) -> list[Any]:
         elif name in ROLES["assistant"] and message.get("function_call") and not message.get("tool_calls"):
             rest = {key: value for key, value in message.items() if key != "function_call"}
             result.append({**rest, "tool_calls": _calls(message["function_call"], number)})
+        elif isinstance(message.get("tool_calls"), str):
+            result.append({**message, "tool_calls": _from_text(message["tool_calls"], number)})
         else:
             result.append(message)
     return result
@@ -47,37 +49,53 @@ def as_calls(messages: list[Any]) -> list[Any]:
 def _calls(value: Any, number: int) -> list[dict[str, Any]]:
     """Return one or several calls from JSON text or objects."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise Rejected("malformed", f"message {number} calls a function, but is not JSON: {error}") from error
+        value = _from_text(value, number)
     calls = value if isinstance(value, list) else [value]
     if not calls:
         raise Rejected("malformed", f"message {number} calls no function")
     return [_call(call, number) for call in calls]
 
 
+def _from_text(text: str, number: int) -> Any:
+    """Return calls that are stored as JSON text; None for blank text."""
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Rejected("malformed", f"message {number} calls a function, but is not JSON: {error}") from error
+
+
 def _call(call: Any, number: int) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Rejected("malformed", f"a call of message {number} names no function")
-    arguments = function.get("arguments", function.get("parameters", {}))
+    arguments = function.get(arguments_key(function))
     made = {"name": function["name"], "arguments": {} if arguments is None else arguments}
     return {**({"id": call["id"]} if call.get("id") else {}), "type": "function", "function": made}
 
 
 def wrapped(tools: Any) -> Any:
-    """Return tools with the wrapper that templates and engines expect; any other value is returned unchanged."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError):
-            return tools
+    """Return tools with the wrapper that templates and engines expect; any other value is returned unchanged.
+
+    All of them, or each one, may be JSON text.
+    """
+    tools = _unless_no_json(tools)
+    tools = [tools] if isinstance(tools, dict) and tools else tools
     if not isinstance(tools, list):
         return tools
+    tools = [_unless_no_json(tool) for tool in tools]
     return [
         {"type": "function", "function": tool}
         if isinstance(tool, dict) and isinstance(tool.get("name"), str) and "function" not in tool
         else tool
         for tool in tools
     ]
+
+
+def _unless_no_json(value: Any) -> Any:
+    """Return the value of JSON text; anything else is returned unchanged."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value

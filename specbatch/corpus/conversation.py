@@ -23,6 +23,9 @@ ROLES = {
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold the reasoning before the answer."""
 
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""Keys of a call that hold its arguments: OpenAI's, Llama's, LangChain's and Anthropic's."""
+
 IMAGE = "\ufffc"
 """Stands for an image in the content of a message: the object replacement character."""
 IMAGES = "images"
@@ -134,8 +137,8 @@ def read_row(row: Any, form: str, folder: Path | None = None) -> Conversation | 
         raise Rejected("empty conversation")
     messages = [_message(message, i, folder) for i, message in enumerate(value, 1)]
     system = row.get("system")
-    if isinstance(system, str) and system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    if isinstance(system, str | list) and system and messages[0]["role"] != "system":
+        messages.insert(0, _message({"role": "system", "content": system}, 0, None))
     variables = row.get("chat_template_kwargs") or {}
     if not isinstance(variables, dict):
         raise Rejected("malformed", f"chat_template_kwargs is of type {type(variables).__name__}, not an object")
@@ -178,7 +181,7 @@ def _message(message: Any, number: int, folder: Path | None) -> dict[str, Any]:
 
 
 def _are_ids(ids: Any) -> bool:
-    return isinstance(ids, list) and bool(ids) and all(type(token) is int for token in ids)
+    return isinstance(ids, list) and bool(ids) and all(type(token) is int and abs(token) < 1 << 31 for token in ids)
 
 
 def _text(content: Any, number: int) -> str:
@@ -229,22 +232,31 @@ def _tool_calls(calls: Any, number: int) -> list[dict[str, Any]]:
         raise Rejected("malformed", f"tool_calls of message {number} is not a list of objects")
     result = []
     for call in calls:
-        function = call.get("function", call)
+        function = call.get("function") or call
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Rejected("malformed", f"a tool call of message {number} names no function")
-        arguments = function.get("arguments", {})
+        key = arguments_key(function)
+        arguments = function.get(key)
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}", parse_constant=_refuse_constant)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Rejected("malformed", f"arguments of a tool call of message {number}: {error}") from error
+        arguments = {} if arguments is None else arguments
         if not isinstance(arguments, dict):
             raise Rejected("malformed", f"arguments of a tool call of message {number} are not a JSON object")
-        function = {**function, "arguments": arguments}
-        result.append(
-            {**call, "function": function} if "function" in call else {"type": "function", "function": function}
-        )
+        made = {"arguments" if k == key else k: v for k, v in function.items() if k == key or k != "arguments"}
+        made["arguments"] = arguments
+        if function is call:
+            call = {"id": made.pop("id"), "type": "function"} if "id" in made else {"type": "function"}
+            made = {k: v for k, v in made.items() if k not in ("type", "function")}
+        result.append({**call, "function": made})
     return result
+
+
+def arguments_key(function: dict[str, Any]) -> str:
+    """Return the key under which a call has its arguments; `arguments` if it has none."""
+    return next((key for key in ARGUMENTS if function.get(key) is not None), "arguments")
 
 
 def _tools(tools: Any) -> list[dict[str, Any]] | None:
@@ -252,7 +264,7 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools or "null")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Rejected("malformed", f"tools: {error}") from error
     if tools is None or tools == []:
         return None

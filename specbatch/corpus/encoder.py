@@ -107,6 +107,12 @@ class Encoder:
         return frozenset(t.content for t in self._taken_out if not t.lstrip and t.content.strip() == t.content)
 
     @cached_property
+    def _greedy(self) -> list[int]:
+        """Ids of the added tokens that take in the white space after them."""
+        tokens = self.tokenizer.added_tokens_decoder.items()
+        return [i for i, token in tokens if token.rstrip and token.content.rstrip() == token.content]
+
+    @cached_property
     def _separator(self) -> re.Pattern[str]:
         tokens = sorted((token.content for token in self._taken_out), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
@@ -164,6 +170,10 @@ class Encoder:
         ids, pairs = np.array(encoding.ids, dtype=np.int32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts = np.minimum.accumulate(pairs[::-1, 0])[::-1]
         """Leftmost start of any token from here on; tokens of the bytes of one character all have its offsets."""
+        # An added token may take in the white space after it (`rstrip`), which is not what it stands for.
+        for place in np.flatnonzero(np.isin(ids, self._greedy)).tolist():
+            start, end = pairs[place].tolist()
+            pairs[place, 1] = start + len(text[start:end].rstrip())
         ends = np.maximum.accumulate(pairs[:, 1])
         return _masked(text, spans, ids, _cut(starts, ends, [start for start, _ in spans], [end for _, end in spans]))
 

@@ -50,6 +50,8 @@ FORMS = {
 """The forms in the order in which they are tried, and the keys that each requires."""
 STRUCTURED = frozenset({"messages", "conversations", "input_ids", "loss_mask", "tools"})
 """Keys whose value may be JSON text."""
+ABOUT = ("input", "context")
+"""Keys of what an instruction is about: Alpaca's and Dolly's."""
 VARIABLES = "chat_template_kwargs"
 """Key of a row's own template variables, as in trainers of the Hugging Face ecosystem."""
 IGNORED_LABEL = -100
@@ -85,7 +87,7 @@ class RowReader:
     def columns(self) -> frozenset[str]:
         """All top-level keys that may be read."""
         known = {name for key in NAMES for name in self._names(key)}
-        return frozenset(known | {"history", "attention_mask", VARIABLES})
+        return frozenset(known | {"history", "attention_mask", VARIABLES, *ABOUT})
 
     def read(self, row: Row, folder: Path | None = None) -> Conversation | PlainText | Tokens:
         """Return the content of a row.
@@ -169,10 +171,10 @@ class RowReader:
         return _first(row, names)
 
     def _conversation(self, row: dict[str, Any], messages: list[Any], folder: Path | None) -> Conversation | PlainText:
-        system, tools = self._value(row, "system"), self._value(row, "tools")
+        given = (self._value(row, "system"), self._value(row, "tools"), row.get(VARIABLES))
+        system, tools, variables = (value if _something(value) else None for value in given)
         if isinstance(tools, str) and not tools.strip():
             tools = None
-        variables = row.get(VARIABLES)
         if isinstance(variables, str):
             variables = _json(variables, VARIABLES)
         found = {"messages": messages, "system": system, "tools": wrapped(tools), VARIABLES: variables}
@@ -197,9 +199,13 @@ class RowReader:
     def _chosen(self, row: dict[str, Any]) -> list[Any]:
         """Return the preferred conversation of a preference pair."""
         chosen, asked = self._value(row, "chosen"), self._asked(row)
-        if isinstance(chosen, str) and not chosen.lstrip().startswith("["):
+        if isinstance(chosen, str):
+            chosen = _as_messages(chosen)
+        if isinstance(chosen, str):
             text = [message["content"] for message in asked if isinstance(message.get("content"), str)]
-            if not asked or (len(text) == 1 and chosen.startswith(text[0]) and _DIALOGUE.search(chosen)):
+            if len(text) == 1 and _DIALOGUE.match(text[0]) and text[0].endswith("Assistant:"):
+                text, chosen = [], text[0] + chosen
+            if not text or (len(text) == 1 and chosen.startswith(text[0]) and _DIALOGUE.search(chosen)):
                 return _dialogue(chosen, self._named.get("chosen", "chosen"))
             return [*asked, _message("assistant", chosen)]
         if isinstance(chosen, dict):
@@ -233,11 +239,15 @@ class RowReader:
         if not isinstance(prompt, str):
             raise Rejected("malformed", f"the prompt is of type {type(prompt).__name__}")
         # Alpaca's rows have an instruction and, in some rows, its input.
-        about = row.get("input") if "prompt" not in self._named and row.get("instruction") == prompt else None
-        if isinstance(about, str) and about and "input" not in self._names("answer"):
-            prompt = f"{prompt}\n\n{about}"
-        said = []
-        for turn in row.get("history") or ():
+        if "prompt" not in self._named and row.get("instruction") == prompt:
+            about = _first(row, tuple(name for name in ABOUT if name not in self._names("answer")))
+            prompt = f"{prompt}\n\n{about}" if isinstance(about, str) and about else prompt
+        said, history = [], row.get("history")
+        history = _json(history, "history") if isinstance(history, str) and history else history
+        history = history if _something(history) else []
+        if not isinstance(history, list):
+            raise Rejected("malformed", f"history is of type {type(history).__name__}, not a list")
+        for turn in history:
             if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)):
                 raise Rejected("malformed", "history is not a list of pairs of texts")
             said += [_message("user", turn[0]), _message("assistant", turn[1])]
@@ -302,6 +312,18 @@ def _cleared(message: Any) -> Any:
         if value is not None:
             rest[key] = value
     return rest
+
+
+def _as_messages(text: str) -> Any:
+    """Return the messages that a text holds as JSON; the text itself if it is an answer, which may be JSON as well."""
+    if text.lstrip()[:1] != "[":
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    talk = all(isinstance(each, dict) and each.keys() & {"role", "from"} for each in found)
+    return found if found and talk else text
 
 
 def _json(text: str, name: str) -> Any:

@@ -28,11 +28,14 @@ def judge(config: Config, title: str, part: Part) -> None:
         )
 
 
+_LINES = "a file has to have one JSON object in each line, or, as .json, be one array of objects"
 _ADVICE = {
     "without the key": "the columns have other names: set them, as in data.columns: {messages: conversation}",
     "without anything in": "data.columns or data.format do not fit these data",
     "preformatted text": "another model's chat template has rendered the text: use the original conversations, "
     "or data.loss_on: all",
+    "not JSON": _LINES,
+    "not an object": _LINES,
     "no assistant turn": "these are prompts without answers: let the target answer them with `specbatch regenerate`",
     "refused by the chat template": "the target's chat template does not accept conversations of this shape",
     "unknown role": "rename the roles of the data",

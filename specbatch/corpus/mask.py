@@ -132,17 +132,21 @@ def _marked(skeleton: Skeleton, edges: Turns, turns: list[int], regions: dict[in
             if around[0] <= mark[0] and mark[1] <= around[1] and mark[1] > start:
                 spans[turn].append(mark)
     for turn in turns:
-        if not spans[turn]:
+        empty = regions[turn][0] == regions[turn][1]
+        if not spans[turn] and not empty:
             raise unproved(turn, "the template's generation markers enclose nothing of it")
-        spans[turn] = _written(edges, turn, regions[turn], spans[turn])
+        marked = spans[turn]
+        spans[turn] = _written(edges, turn, regions[turn], marked) if marked else [edges.span(turn, regions[turn])]
     return spans
 
 
 def _written(edges: Turns, turn: int, region: Span, marks: list[Span]) -> list[Span]:
     """Return the marked parts of a turn without the prompt before it and what follows its end, which some templates
-    enclose too, but the model does not write."""
+    enclose too, but the model does not write; and with its end, which some do not enclose, but the model writes."""
     try:
         start, end = edges.span(turn, region)
     except Rejected:
         return marks
-    return [(max(a, start), min(b, end)) for a, b in marks if max(a, start) < min(b, end)] or marks
+    written = [(max(a, start), min(b, end)) for a, b in marks if max(a, start) < min(b, end)] or marks
+    last = written[-1]
+    return [*written[:-1], (last[0], max(last[1], end))] if last[1] >= region[1] else written

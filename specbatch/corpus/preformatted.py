@@ -16,22 +16,26 @@ from specbatch.corpus.template import Template
 from specbatch.errors import UserError
 
 _WORDS = ("zqaskxa", "zqsayxb", "zqaskxc", "zqsayxd")
+_ROLE = "(?:user|assistant|system|human|bot|prompter|chatbot)"
 _MARKS = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<\|header_start\|>|<start_of_turn>|<\|start\|>|\[INST\]|<\|turn>"
-    r"|<[|｜](?:user|assistant|system|User|Assistant|human|bot|prompter)[|｜]>"
-    r"|<\|START_OF_TURN_TOKEN\|>|<\|role_start\|>|<\|role_sep\|>|\[\|(?:user|assistant|Human|AI)\|\]"
+    # A role's name, alone or with another word, in a token: <|user|>, <|im_user|>, <|user_start|>, <|USER_TOKEN|>.
+    rf"|<[|｜](?i:[a-z]{{2,8}}_)?(?i:{_ROLE})(?i:_[a-z]{{2,8}})?[|｜]>|<(?:_?(?:human|user|bot)>:|_(?:user|bot)>)"
+    rf"|<role>(?i:{_ROLE})</role>|\[\|(?:user|assistant|Human|AI)\|\]|\]~b\](?:user|ai|system)\b"
+    r"|<\|START_OF_TURN_TOKEN\|>|<\|(?:start_of_)?role(?:_start|_sep)?\|>|<\|(?:prompt|answer|beginofuser)\|>"
+    rf"|<(?:seed:bos|extra_id_1|SPECIAL_1[01]|s)>(?i:{_ROLE})\b|GPT4 Correct User:"
 )
 """Beginnings of headers in published chat templates."""
 _DIALOGUES = tuple(
-    re.compile(rf"^\W{{0,4}}{first}:[\s\S]*^\W{{0,4}}{second}:|\b{first}: [^\n]*\b{second}:", re.MULTILINE)
-    for first, second in (
-        ("USER", "ASSISTANT"),
-        ("Human", "Assistant"),
-        ("User", "Assistant"),
-        ("Instruction", "Response"),
+    (
+        re.compile(rf"^\W{{0,4}}{first}:", re.MULTILINE | re.IGNORECASE),
+        re.compile(rf"^\W{{0,4}}{second}:", re.MULTILINE | re.IGNORECASE),
+        # Nothing is tried again in a line whose first question has no answer: that would take quadratic time.
+        re.compile(rf"^(?>[^\n]*?\b{first}: )[^\n]*?\b{second}:", re.MULTILINE | re.IGNORECASE),
     )
+    for first, second in (("(?:user|human)", "(?:assistant|AI|bot|chatbot|gpt)"), ("instruction", "response"))
 )
-"""Pairs of headers that are words; both have to occur in this order."""
+"""Pairs of headers that are words: the one of a question, of its answer, and both in one line."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Preformatted:
 
     def _refuse_other(self, text: str, known: _Headers | None) -> None:
         found = _MARKS.search(text)
-        mark = found[0] if found else next((d.search(text)[0] for d in _DIALOGUES if d.search(text)), "")  # type: ignore[index]
+        mark = found[0] if found else _dialogue(text)
         if known is not None and known.user and known.user in text:
             mark = known.user
         if mark:
@@ -123,3 +127,15 @@ class Preformatted:
         if not ask.strip() or not end.strip():
             return None
         return _Headers(bos if bos and text.startswith(bos) else "", ask, thought, end, bool(ending), user.strip())
+
+
+def _dialogue(text: str) -> str:
+    """Return the first part of a text from the header of a question to that of its answer; empty if there is none."""
+    for first, second, both in _DIALOGUES:
+        asked = first.search(text)
+        answered = asked and second.search(text, asked.end())
+        if asked and answered:
+            return text[asked.start() : answered.end()]
+        if beside := both.search(text):
+            return beside[0]
+    return ""

@@ -258,6 +258,17 @@ class Template:
             shared += len(ours)
         return shared
 
+    def end_of_header(self, prompt: str, history: str) -> int:
+        """Return where a header ends in a text that differs from the prompt only in plain text inside the header: a
+        name in it, or settings that belong to the prompt; 0 if it differs otherwise."""
+        ours, theirs = list(self._atoms(prompt)), list(self._atoms(history))
+        ahead = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), 0)
+        if not ahead or ours[-1] not in self.added or ours[-1] not in theirs[ahead:]:
+            return 0
+        end = theirs.index(ours[-1], ahead)
+        plain = not any(self._atom.fullmatch(atom) for atom in (*ours[ahead:-1], *theirs[ahead:end]))
+        return len("".join(theirs[: end + 1])) if plain else 0
+
     def _atoms(self, text: str) -> Iterator[str]:
         done = 0
         for match in self._atom.finditer(text):

@@ -61,6 +61,11 @@ class Turns:
         at = find(asking) if asking else -1
         if at >= 0:
             return at + len(asking)
+        # Some templates separate messages with white space, which is not before the first one.
+        if place.first and asking.strip() and before.endswith(asking.lstrip()):
+            return len(before)
+        if whole is not None and (end := self._template.end_of_header(whole, before)):
+            return end
         # Prompt and history agree only at their start: a thought that the prompt opens is not in the history, or is
         # closed there at once.
         shared = base = 0

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from specbatch.config import Config
-from specbatch.corpus.conversation import Conversation, Rejected
+from specbatch.corpus.conversation import Conversation, Rejected, read_row
 from specbatch.corpus.forms import VARIABLES, RowReader
+from specbatch.corpus.mask import encodable
 from specbatch.corpus.samples import Converter
 from specbatch.corpus.tokenizer import end_ids, load_tokenizer
 from specbatch.dispatch.messages import Answer, Prompt
@@ -164,7 +165,9 @@ class Speaker:
         tokens: list[int],
     ) -> Message:
         template = fit.converter.template
-        ids, _ = template.encode(template.render(history, prompt=True))
+        text = template.render(history, prompt=True)
+        encodable(text)
+        ids, _ = template.encode(text)
         room = self.max_tokens - len(ids) - CONTEXT_RESERVE
         if room < 1:
             raise Rejected("longer than max_tokens")
@@ -179,7 +182,10 @@ class Speaker:
         if answer.ids is None:
             assert answer.message is not None
             message = {**answer.message, **({} if finished else UNFINISHED)}
-            fit.converter.turn(replace(history, messages=[*history.messages, message]), number)
+            # Servers write the arguments of calls as text, which templates do not accept.
+            read = read_row({"messages": [message]}, "messages")
+            assert isinstance(read, Conversation)
+            fit.converter.turn(replace(history, messages=[*history.messages, *read.messages]), number)
             ways.append(SERVED)
             return message
         message, way = fit.message(history, ids, answer.ids, finished)

@@ -184,3 +184,84 @@ def test_a_value_that_no_json_has_disturbs_only_those_who_read_it() -> None:
     row = b'{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello."}],"score":NaN}'
     assert messages(row) == TALK
     assert rejected(b'{"text": NaN}').reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b'{"instruction": "Hi", "output": "Hello.", "history": NaN, "tools": NaN, "system": NaN}',
+        b'{"messages": ' + json.dumps(TALK).encode() + b', "tools": NaN, "chat_template_kwargs": NaN, "system": NaN}',
+        {"instruction": "Hi", "output": "Hello.", "history": "[]"},
+        {"messages": [ASK, {**SAY, "tool_calls": ""}]},
+        {"messages": [ASK, {**SAY, "tool_calls": "null"}]},
+        {"messages": [ASK, {**SAY, "tool_calls": "[]"}]},
+    ],
+)
+def test_values_that_say_nothing_count_as_missing(row: Any) -> None:
+    found = read(row)
+    assert (found.messages, found.tools, found.variables) == (TALK, None, {})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Hi", "output": "Hello.", "history": 3},
+        {"instruction": "Hi", "output": "Hello.", "history": "[" * 9000},
+        {"messages": TALK, "tools": "[" * 90_000},
+        {"messages": [ASK, {**SAY, "tool_calls": [{"name": "f", "arguments": "[" * 90_000}]}]},
+        {"messages": [ASK, {**SAY, "tool_calls": "[" * 90_000}]},
+        {"messages": [ASK, {**SAY, "token_ids": [5, 1 << 70]}]},
+    ],
+)
+def test_values_that_are_too_deep_too_large_or_of_another_type_are_refused_with_their_row(row: Any) -> None:
+    assert rejected(row).reason == "malformed"
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "args", "input"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_arguments_of_a_call_are_found_under_any_of_their_names(key: str, as_text: bool) -> None:
+    flat = {"name": "f", key: json.dumps({"a": 1}) if as_text else {"a": 1}}
+    for call in (flat, {"function": flat}, {"function": None, **flat}, {"function": {"arguments": None, **flat}}):
+        (made,) = messages({"messages": [ASK, {**SAY, "tool_calls": [call]}]})[1]["tool_calls"]
+        assert made["function"] == CALL
+    (made,) = messages({"messages": [ASK, {**SAY, "tool_calls": [{**flat, "id": "c1", "type": "tool_call"}]}]})[1][
+        "tool_calls"
+    ]
+    assert made == {"id": "c1", "type": "function", "function": CALL}
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    for call in ({"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": ""}):
+        (made,) = messages({"messages": [ASK, {**SAY, "tool_calls": [call]}]})[1]["tool_calls"]
+        assert made["function"] == {"name": "f", "arguments": {}}
+
+
+def test_calls_and_tools_may_be_json_text() -> None:
+    calls = [{"type": "function", "function": CALL}]
+    found = read({"messages": [ASK, {**SAY, "tool_calls": json.dumps(calls)}], "tools": [json.dumps(TOOL)]})
+    assert found.messages[1]["tool_calls"] == calls
+    assert found.tools == [{"type": "function", "function": TOOL}]
+    assert read({"messages": TALK, "tools": json.dumps(TOOL)}).tools == [{"type": "function", "function": TOOL}]
+    assert rejected({"messages": [ASK, {**SAY, "tool_calls": "f(1)"}]}).reason == "malformed"
+
+
+def test_nothing_that_belongs_to_the_prompt_is_dropped() -> None:
+    found = messages({"instruction": "Who?", "context": "Ann came.", "response": "Ann."})
+    assert found[0]["content"] == "Who?\n\nAnn came."
+    found = messages(
+        {"messages": TALK, "system": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]}
+    )
+    assert found == [{"role": "system", "content": "Be brief."}, *TALK]
+
+
+@pytest.mark.parametrize("answer", ["[1] is the source.", "[1, 2, 3]", '["Hello."]', "[]"])
+def test_a_preferred_answer_may_begin_as_json_does(answer: str) -> None:
+    assert messages({"prompt": "Hi", "chosen": answer, "rejected": "No."}) == [
+        ASK,
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def test_a_dialogue_may_be_divided_between_prompt_and_preferred_answer() -> None:
+    row = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "response": " Hello.", "chosen": " Hello.", "rejected": " No."}
+    assert messages(row) == TALK

@@ -268,6 +268,40 @@ def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclo
     assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
 
 
+def test_a_header_is_no_loss_where_it_differs_from_the_prompts_inside(kind: Kind) -> None:
+    """The header has a name in it, as in Kimi K2's, or the prompt has settings, as in Granite's."""
+    named = t.turns("<|say|>{{ m.name or 'model' }}<|part|>{{ m.content }}<|stop|>", "<|say|>model<|part|>")
+    set_up = t.turns("<|say|>model<|part|>{{ m.content }}" + t.CALLS + "<|stop|>", "<|say|>model {1: 2}<|part|>")
+    for template, row, loss in (
+        (named, talk("River?", "The Rhine.", name="Ann"), ["The Rhine.<|stop|>"]),
+        (set_up, talk("River?", "The Rhine."), ["The Rhine.<|stop|>"]),
+        (set_up, CALLED, [f"{BREST}<|stop|>", "It rises.<|stop|>"]),
+        (set_up, talk("Ho.", "Hi", "Yes.", first="assistant"), ["Ho.<|stop|>", "Yes.<|stop|>"]),
+    ):
+        made = kind(template)
+        assert supervised(made, made.convert("f:1", row)) == loss
+
+
+def test_a_first_header_is_found_without_the_white_space_between_messages(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{{ '' if loop.first else '\n' }}"
+        "{{ '<|say|>\n' if m.role == 'assistant' else '<|ask|>\n' }}{{ m.content }}<|stop|>{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n<|say|>\n' }}{% endif %}"
+    )
+    row = talk("Ho.", "Hi", "Yes.", first="assistant")
+    assert supervised(made, made.convert("f:1", row)) == ["Ho.<|stop|>", "Yes.<|stop|>"]
+
+
+def test_an_end_that_markers_leave_out_is_loss(kind: Kind) -> None:
+    made = kind(
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|say|>{% generation %}{{ m.content }}{% endgeneration %}"
+        "<|stop|>{% else %}<|ask|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|say|>{% endif %}"
+    )
+    assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
+    assert supervised(made, made.convert("f:1", talk("Hi?", "", "Hm?", "Yes."))) == ["<|stop|>", "Yes.<|stop|>"]
+
+
 def test_an_empty_answer_is_its_end_also_where_the_template_writes_less_around_it(kind: Kind) -> None:
     made = kind(
         "{% for m in messages %}{% if m.role == 'assistant' %}<|say|><think></think>"
@@ -297,6 +331,21 @@ def test_variables_that_the_template_cannot_be_given_are_refused(kind: Kind) -> 
         kind(t.VARIABLE, template_variables={"messages": []})
     with pytest.raises(UserError, match=r"data\.template_variables\.date: 'soon'"):
         kind(t.VARIABLE, template_variables={"date": "soon"})
+
+
+@pytest.mark.parametrize("lstrip", [False, True])
+def test_an_end_that_takes_in_the_white_space_after_it_is_an_end(lstrip: bool) -> None:
+    """Phi-3's tokens do: in the whole text, what follows the end belongs to its token."""
+    own = tiny_tokenizer()
+    own.add_tokens([AddedToken(text, rstrip=True, lstrip=lstrip, normalized=False) for text in t.HEADERS])
+    template = t.turns("<|say|>\n{{ m.content }}<|stop|>\n", "<|say|>\n", end="<|stop|>\n")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|stop|>", chat_template=template)
+    for split in (False, True):
+        made = Converter(tokenizer, (), Data(train=[], split_turns=split), False, Eagle3.teaches)
+        converted = made.convert("f:1", PLAIN)
+        assert not converted.rejected
+        loss = [text for i in range(len(converted.samples)) for text in supervised(made, converted, i)]
+        assert loss == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
 
 
 def test_a_template_that_wants_bare_tools_gets_them(kind: Kind) -> None:

@@ -48,6 +48,20 @@ def test_an_answer_that_was_cut_off_has_no_end(converter: Make) -> None:
         "USER: Hi ASSISTANT: Hello.</s>",
         "\n\nHuman: Hi\n\nAssistant: Hello.",
         "### Instruction:\nHi\n\n### Response:\nHello.",
+        "<|im_user|>user<|im_middle|>Hi<|im_end|><|im_assistant|>assistant<|im_middle|>Hello.<|im_end|>",
+        "<|user_start|>Hi<|user_end|><|assistant_start|>Hello.<|assistant_end|>",
+        "<|USER_TOKEN|>Hi<|CHATBOT_TOKEN|>Hello.",
+        "<｜hy_User｜>Hi<｜hy_Assistant｜>Hello.",
+        "<role>HUMAN</role>Hi<|role_end|><role>ASSISTANT</role>Hello.<|role_end|>",
+        "<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>Hello.",
+        "<seed:bos>user\nHi<seed:eos><seed:bos>assistant\nHello.<seed:eos>",
+        "]~b]user\nHi[e~[\n]~b]ai\nHello.[e~[",
+        "<extra_id_1>User\nHi\n<extra_id_1>Assistant\nHello.",
+        "<|prompt|>Hi</s><|answer|>Hello.</s>",
+        "<human>: Hi\n<bot>: Hello.",
+        "user: Hi\nassistant: Hello.",
+        "Human: Hi\nAI: Hello.",
+        "GPT4 Correct User: Hi<|end_of_turn|>GPT4 Correct Assistant: Hello.",
         "<|im_start|>user\nHi<|im_end|>\n",
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>model\nHello.<|im_end|>\n",
         CHATML.replace("Hello.<|im_end|>", "Hello.") + CHATML,
@@ -60,7 +74,14 @@ def test_text_that_cannot_be_taken_apart_is_refused(converter: Make, text: str) 
 
 
 @pytest.mark.parametrize(
-    "text", ["Plain text of nobody.", "An assistant: somebody who helps.", "The user: a human. No answer here."]
+    "text",
+    [
+        "Plain text of nobody.",
+        "An assistant: somebody who helps.",
+        "The user: a human. No answer here.",
+        "Vec<User> and <system>, <role>Baker</role>, List<Human> [user] <s>ystem",
+        "Q: Who?\nA: Ann.",
+    ],
 )
 def test_plain_text_is_loss_from_end_to_end(converter: Make, text: str) -> None:
     _, (loss,) = converted(converter(), text)

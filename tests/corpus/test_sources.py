@@ -123,6 +123,15 @@ def test_a_damaged_page_behind_good_ones_names_file_and_row(tmp_path: Path) -> N
         list(source.rows())
 
 
+def test_damage_that_leaves_text_readable_is_found_by_the_checksum_of_its_page(tmp_path: Path) -> None:
+    path = tmp_path / "changed.parquet"
+    table = pa.table({"text": [f"row number {i}" for i in range(1000)]})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"row number 700", b"row nomber 700"))
+    with pytest.raises(UserError, match=r"changed\.parquet: cannot be read from row \d+ on: .*checksum"):
+        rows(path)
+
+
 def test_a_value_that_cannot_be_decoded_costs_its_row_and_only_where_it_is_read(tmp_path: Path) -> None:
     texts = pa.array([b"good", b"\xff\xfe", b"good"], pa.binary()).cast(pa.string(), safe=False)
     table = pa.table({"text": texts, "other": pa.array(["a", "b", "c"])})

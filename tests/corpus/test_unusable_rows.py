@@ -52,6 +52,12 @@ def test_a_share_of_refused_rows_ends_the_preparation(settings: Settings, target
     assert "System role not supported" in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [json.dumps(talk("Hi", "Hello."), indent=1), json.dumps([talk("Hi", "Hello.")])])
+def test_a_file_whose_lines_are_no_objects_is_told_what_they_have_to_be(settings: Settings, content: str) -> None:
+    with pytest.raises(UserError, match=r"a\.jsonl:1(.|\n)*one JSON object in each line, or, as \.json, be one array"):
+        prepare(settings({"a.jsonl": content.encode()}))
+
+
 def test_data_that_give_no_sample_end_with_counts_first_lines_and_the_likeliest_cause(settings: Settings) -> None:
     bad = [
         {"messages": [{"role": "system", "content": "Be brief."}]},

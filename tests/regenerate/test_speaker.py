@@ -18,6 +18,7 @@ from specbatch.errors import UserError
 from specbatch.inference.server import EngineError, RequestRefused
 from specbatch.regenerate.speaker import Question, Said, Speaker, answer_seed, sampling
 from specbatch.regenerate.voices import KEY, Endpoint
+from tests.corpus.templates import turns, with_template
 
 
 @pytest.fixture
@@ -83,6 +84,30 @@ def test_all_turns_are_answered_anew_and_other_keys_stay(target: Path) -> None:
     assert (row["id"], answer.ways, answer.reason) == (5, ("text",) * 3, "")
     assert [m["content"] for m in row["messages"]] == ["a", "One.", "b", "Two.", "c", "Three."]
     assert len({question.seed for question in echo.asked}) == 3
+
+
+def test_a_question_that_cannot_be_encoded_is_left_out(target: Path) -> None:
+    speaker = Speaker(config(target))
+    answer = speaker.answer(prompt("half \ud83d a character"), Echo(speaker))
+    assert (answer.row, answer.reason) == (b"", "lone surrogate")
+
+
+def test_a_servers_call_has_its_arguments_as_text_and_is_checked_as_data_reads_it(target: Path) -> None:
+    function = {"name": "tide", "arguments": '{"port": "Brest"}'}
+    message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+
+    class Server:
+        def say(self, question: Question) -> Said:
+            return Said(5, None, message)
+
+    arguments = "{% for k, v in c.function.arguments.items() %}{{ k + '=' + v }}{% endfor %}"
+    with_template(
+        target,
+        turns(f"<|im_start|>{{% for c in m.tool_calls or [] %}}{arguments}{{% endfor %}}<|im_end|>", "<|im_start|>"),
+    )
+    answer = Speaker(config(target)).answer(prompt("Tide?"), Server())
+    assert answer.reason == ""
+    assert json.loads(answer.row)["messages"][1] == message
 
 
 def test_an_answer_without_an_end_is_left_out_or_kept_with_a_mark(target: Path) -> None:
