@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with the current activity, the rows done, and the rows in total."""
 
-VERSION = 6
+VERSION = 7
 """Version of everything here that turns rows into samples; raised whenever the result changes."""
 KEEP_EVERY_S = 30.0
 """Interval at which the progress of an unfinished file is saved."""
