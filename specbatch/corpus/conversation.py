@@ -26,6 +26,9 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 """Keys of a call that hold its arguments: OpenAI's, Llama's, LangChain's and Anthropic's."""
 
+EXCLUDED = {"weight": (0, "0"), "train": (False, "false"), "loss": (False, "false")}
+"""Values of a message that exclude it from what is learnt, by their key: OpenAI's, Axolotl's and ms-swift's."""
+
 IMAGE = "\ufffc"
 """Stands for an image in the content of a message: the object replacement character."""
 IMAGES = "images"
@@ -69,9 +72,9 @@ class Conversation:
         return any("token_ids" in message for message in self.messages)
 
     def learnt(self, turn: int) -> bool:
-        """Return whether a message of the assistant is learnt; ``weight: 0`` and ``train: false`` exclude it."""
+        """Return whether a message of the assistant is learnt; `EXCLUDED` says which are not."""
         message = self.messages[turn]
-        return message.get("weight") != 0 and message.get("train") is not False
+        return not any(message.get(key) in values for key, values in EXCLUDED.items())
 
     @property
     def unfinished(self) -> bool:

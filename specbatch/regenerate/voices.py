@@ -103,7 +103,11 @@ class Endpoint:
 
     def __enter__(self) -> Endpoint:
         if not self._model:
-            names = [each["id"] for each in self._ask("GET", "/models").get("data", [])]
+            found = self._ask("GET", "/models")
+            try:
+                names = [str(each["id"]) for each in found["data"]]
+            except (LookupError, TypeError) as error:
+                raise EngineError(f"{self._url}/models: no list of models, but {str(found)[:200]}") from error
             if len(names) != 1:
                 raise UserError(
                     f"data.regenerate.model: is missing, and {self._url} serves {', '.join(names) or 'nothing'}; "
@@ -132,11 +136,15 @@ class Endpoint:
         body |= {"tools": conversation.tools} if conversation.tools else {}
         body |= {"chat_template_kwargs": conversation.variables} if conversation.variables else {}
         found = self._ask("POST", "/chat/completions", json=body)
-        choice = found["choices"][0]
         wanted = ("role", "content", "reasoning_content", "reasoning", "tool_calls")
-        message = {name: choice["message"][name] for name in wanted if choice["message"].get(name)}
-        tokens = int((found.get("usage") or {}).get("completion_tokens") or 0)
-        return Said(tokens, None, {"content": "", **message, "role": "assistant"}, choice["finish_reason"] != "length")
+        try:
+            choice = found["choices"][0]
+            message = {name: choice["message"][name] for name in wanted if choice["message"].get(name)}
+            tokens = int((found.get("usage") or {}).get("completion_tokens") or 0)
+            finished = choice["finish_reason"] != "length"
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise EngineError(f"{self._url}: no chat completion, but {str(found)[:200]}") from error
+        return Said(tokens, None, {"content": "", **message, "role": "assistant"}, finished)
 
     def alive(self) -> bool:
         """Return true: only a request shows whether an endpoint works."""
@@ -165,4 +173,7 @@ class Endpoint:
             raise EngineError(f"{self._url}: HTTP {answer.status_code}: {answer.text[:200]}")
         if answer.status_code != 200:
             raise RequestRefused(f"HTTP {answer.status_code}: {answer.text[:500]}")
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise EngineError(f"{self._url}{path}: no JSON, but {answer.text[:200]!r}") from error

@@ -374,9 +374,10 @@ def test_messages_that_are_not_to_be_learnt_are_no_loss(kind: Kind) -> None:
     assert supervised(made, made.convert("f:1", row)) == ["<|ask|>Peru?<|say|>", "<|ask|>Sure?<|say|>No: Lima.<|stop|>"]
     lost = kind(t.CALL_TOKENS, loss_on="all").convert("f:1", THOUGHT)
     assert (lost.warnings, lost.samples[0][1].all()) == ([LOST.format("reasoning_content")], True)
-    said = kind(t.CALL_TOKENS).convert("f:1", talk("Peru?", "Cusco.", train=False))
-    assert not said.samples
-    assert said.rejected[0][0] == "no answer that is to be learnt"
+    for excluded in ({"train": False}, {"loss": False}, {"weight": "0"}, {"train": "false"}):
+        said = kind(t.CALL_TOKENS).convert("f:1", talk("Peru?", "Cusco.", **excluded))
+        assert not said.samples
+        assert said.rejected[0][0] == "no answer that is to be learnt"
 
 
 def test_a_turn_that_the_conversation_begins_with_is_dropped_where_the_template_refuses_it(kind: Kind) -> None:

@@ -145,7 +145,7 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]], list[Any]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def _reply(self, status: int, content: Any) -> None:
-            body = json.dumps(content).encode()
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -212,3 +212,10 @@ def test_what_a_server_does_wrong_is_told_apart(
             answers[:] = [(status, {"error": "no"})]
             with pytest.raises(error, match=words):
                 speaker.answer(prompt("Where?"), endpoint)
+        for wrong in ({"error": "no"}, {"choices": []}, {"choices": [{"message": None}]}, ["x"], None):
+            answers[:] = [(200, wrong)]
+            with pytest.raises(EngineError, match="no chat completion, but"):
+                speaker.answer(prompt("Where?"), endpoint)
+        answers[:] = [(200, b"<html>")]
+        with pytest.raises(EngineError, match="no JSON, but '<html>'"):
+            speaker.answer(prompt("Where?"), endpoint)
