@@ -1,9 +1,9 @@
 """Answers of conversations that differ in their texts alone, which are proved once for all of them.
 
-Conversations with the same roles and the same parts of messages have one outline. The answers of a conversation with
-this outline whose texts are unique words are proved as those of any other. The proof is also that of a conversation
-that the template renders to the same with its own texts in place of the words: as a whole, and up to a turn with the
-prompt that asks for it. To find that out takes a small part of the time of a proof.
+Conversations with the same roles and the same parts of messages have one outline. The answers are proved for a
+conversation of that outline whose texts are unique words. The proof applies to another one if the template renders both
+to the same text, apart from the words and the texts in their place: the whole conversation, and its beginning up to a
+turn with the prompt that asks for it. Checking this takes a small part of the time of a proof.
 """
 
 from __future__ import annotations
