@@ -16,6 +16,7 @@ from specbatch.config.answers import Regenerate
 from specbatch.dispatch.messages import Prompt
 from specbatch.errors import UserError
 from specbatch.inference.server import EngineError, RequestRefused
+from specbatch.regenerate import voices
 from specbatch.regenerate.speaker import Question, Said, Speaker, answer_seed, sampling
 from specbatch.regenerate.voices import KEY, Endpoint
 from tests.corpus.templates import turns, with_template
@@ -198,9 +199,10 @@ def test_any_server_of_openais_protocol_answers(
 
 
 def test_what_a_server_does_wrong_is_told_apart(
-    target: Path, server: tuple[str, list[dict[str, Any]], list[Any]]
+    target: Path, server: tuple[str, list[dict[str, Any]], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, _, answers = server
+    monkeypatch.setattr(voices, "PAUSE_S", 0.0)
     settings = config(target, endpoint=url, model="x")
     speaker = Speaker(settings)
     with Endpoint(settings) as endpoint:
