@@ -135,9 +135,9 @@ slurm: {slurm}
         """Whether an engine can join its first attempt."""
         return self.run_dir.corpus.exists() and self.run_dir.rendezvous(1).exists()
 
-    def events(self) -> list[dict[str, Any]]:
-        """Events of the newest attempt; a line that is being written is left out."""
-        attempts = self.run_dir.attempts()
+    def events(self, attempt: int = 0) -> list[dict[str, Any]]:
+        """Events of an attempt, the newest if not given; a line that is being written is left out."""
+        attempts = [attempt] if attempt else self.run_dir.attempts()
         path = self.run_dir.events(attempts[-1]) if attempts else self.run_dir.root
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
 
@@ -162,9 +162,7 @@ slurm: {slurm}
         """The first step that each attempt trained; of those that trained one."""
         found = {}
         for number in self.run_dir.attempts():
-            path = self.run_dir.events(number)
-            lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-            steps = [event["step"] for event in map(json.loads, lines) if event["event"] == "trained"]
+            steps = [event["step"] for event in self.events(number) if event["event"] == "trained"]
             found |= {number: steps[0]} if steps else {}
         return found
 
