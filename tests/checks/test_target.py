@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from specbatch.checks import check
+from specbatch.inference import arguments
 from tests.checks.messages import refused
 
 
@@ -44,10 +46,15 @@ def test_a_head_that_sglang_would_not_use_is_warned_of(load, changed):
     assert check(load(target=target)) == []
 
 
-def test_a_float32_target_is_warned_of_where_sglang_would_compute_in_float16(load, changed):
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_a_float32_target_is_warned_of_where_sglang_would_compute_in_float16(load, changed, monkeypatch, bfloat16):
+    # A CPU without instructions for bfloat16 computes in float32.
+    monkeypatch.setattr(arguments, "cpu_multiplies_bfloat16", lambda: bfloat16)
     target = changed(torch_dtype="float32", dtype="float32")
-    (warning,) = check(load(target=target))
-    assert warning.startswith("target.dtype: auto: the checkpoint is float32, which SGLang computes in float16")
+    here, elsewhere = check(load(target=target)), check(load(target=target), here=False)
+    assert (len(here), len(elsewhere)) == (bfloat16, 1)
+    for warning in (*here, *elsewhere):
+        assert warning.startswith("target.dtype: auto: the checkpoint is float32, which SGLang computes in float16")
     assert check(load("--target.dtype=float32", target=target)) == []
 
 
