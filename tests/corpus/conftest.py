@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
 
 from specbatch.config import Config, Data, Run, Target
 from specbatch.corpus.samples import Converter
 from specbatch.corpus.tokenizer import load_tokenizer
 from specbatch.drafts.eagle3.algorithm import Eagle3
+from tests.corpus.templates import HEADERS
+from tests.tiny_target import tokenizer as tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +69,31 @@ def settings(tiny_target: Path, tmp_path: Path) -> Callable[..., Config]:
 def target_copy(tiny_target: Path, tmp_path: Path) -> Path:
     """A directory with the tiny target's tokenizer that may be changed; without weights."""
     return Path(shutil.copytree(tiny_target, tmp_path / "a target", ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[bool, PreTrainedTokenizerFast]:
+    """With headers that are special tokens, and with headers that are not."""
+    made = {}
+    for special in (True, False):
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(
+            [AddedToken(text, special=special or text == "<|stop|>", normalized=False) for text in HEADERS]
+        )
+        made[special] = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|stop|>")
+    return made
+
+
+@pytest.fixture(params=[True, False], ids=["special", "added"])
+def kind(request: pytest.FixtureRequest, tokenizers: dict[bool, PreTrainedTokenizerFast]) -> Callable[..., Converter]:
+    """Makes a converter for a template, for tokenizers of both sorts."""
+    tokenizer = tokenizers[request.param]
+
+    def make(template: str, ends: Sequence[str] = (), **data: Any) -> Converter:
+        own = copy.copy(tokenizer)
+        own.chat_template = template
+        return Converter(
+            own, tuple(own.convert_tokens_to_ids(list(ends))), Data(train=[], **data), False, Eagle3.teaches
+        )
+
+    return make

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,34 +21,6 @@ from tests.corpus.test_mask import changed, supervised, talk
 from tests.tiny_target import tokenizer as tiny_tokenizer
 
 Kind = Callable[..., Converter]
-
-
-@pytest.fixture(scope="module")
-def tokenizers() -> dict[bool, PreTrainedTokenizerFast]:
-    """With headers that are special tokens, and with headers that are not."""
-    made = {}
-    for special in (True, False):
-        tokenizer = tiny_tokenizer()
-        tokenizer.add_tokens(
-            [AddedToken(text, special=special or text == "<|stop|>", normalized=False) for text in t.HEADERS]
-        )
-        made[special] = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|stop|>")
-    return made
-
-
-@pytest.fixture(params=[True, False], ids=["special", "added"])
-def kind(request: pytest.FixtureRequest, tokenizers: dict[bool, PreTrainedTokenizerFast]) -> Kind:
-    """Makes a converter for a template, for tokenizers of both sorts."""
-    tokenizer = tokenizers[request.param]
-
-    def make(template: str, ends: Sequence[str] = (), **data: Any) -> Converter:
-        own = copy.copy(tokenizer)
-        own.chat_template = template
-        return Converter(
-            own, tuple(own.convert_tokens_to_ids(list(ends))), Data(train=[], **data), False, Eagle3.teaches
-        )
-
-    return make
 
 
 def call(*ports: Any, content: str = "", **more: Any) -> dict[str, Any]:
@@ -259,13 +230,21 @@ def test_nothing_of_a_user_a_system_prompt_or_a_tool_is_ever_loss(kind: Kind, te
     assert learnt > 100
 
 
-def test_neither_the_prompt_nor_what_follows_the_end_is_loss_where_markers_enclose_them(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{% generation %}<|say|>{{ m.content }}<|stop|>\n{% endgeneration %}",
+        "<|say|>{% generation %}{{ m.content }}{% endgeneration %}<|stop|>",
+    ],
+    ids=["more", "less"],
+)
+def test_loss_is_what_the_model_writes_where_markers_enclose_more_or_less(kind: Kind, answer: str) -> None:
     made = kind(
-        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|say|>{{ m.content }}<|stop|>\n"
-        "{% endgeneration %}{% else %}<|ask|>{{ m.content }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|say|>{% endif %}"
+        f"{{% for m in messages %}}{{% if m.role == 'assistant' %}}{answer}{{% else %}}<|ask|>{{{{ m.content }}}}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|say|>{% endif %}"
     )
     assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
+    assert supervised(made, made.convert("f:1", talk("Hi?", "", "Hm?", "Yes."))) == ["<|stop|>", "Yes.<|stop|>"]
 
 
 def test_a_header_is_no_loss_where_it_differs_from_the_prompts_inside(kind: Kind) -> None:
@@ -290,16 +269,6 @@ def test_a_first_header_is_found_without_the_white_space_between_messages(kind: 
     )
     row = talk("Ho.", "Hi", "Yes.", first="assistant")
     assert supervised(made, made.convert("f:1", row)) == ["Ho.<|stop|>", "Yes.<|stop|>"]
-
-
-def test_an_end_that_markers_leave_out_is_loss(kind: Kind) -> None:
-    made = kind(
-        "{% for m in messages %}{% if m.role == 'assistant' %}<|say|>{% generation %}{{ m.content }}{% endgeneration %}"
-        "<|stop|>{% else %}<|ask|>{{ m.content }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|say|>{% endif %}"
-    )
-    assert supervised(made, made.convert("f:1", PLAIN)) == ["The Rhine.<|stop|>", "The Aare.<|stop|>"]
-    assert supervised(made, made.convert("f:1", talk("Hi?", "", "Hm?", "Yes."))) == ["<|stop|>", "Yes.<|stop|>"]
 
 
 def test_an_empty_answer_is_its_end_also_where_the_template_writes_less_around_it(kind: Kind) -> None:

@@ -13,7 +13,7 @@ from specbatch.corpus.mask import AnswerSpans
 from specbatch.corpus.outlines import Outlines
 from specbatch.corpus.template import Template
 from tests.corpus import templates
-from tests.corpus.test_kinds import Kind, kind, tokenizers  # noqa: F401
+from tests.corpus.test_kinds import Kind
 
 TEMPLATES = {name: text for name, text in vars(templates).items() if isinstance(text, str) and "{%" in text}
 ASKED = ("Hi", " Hi\n", "/quick", "<tool_response>x</tool_response>", "zw000001wz", "Ho.<|stop|>\n<|say|>", "<think>\n")
@@ -47,7 +47,7 @@ def of_own(template: Template, conversation: Conversation, text: str, turns: lis
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_it_gives_what_a_proof_of_its_own_gives(kind: Kind, name: str) -> None:  # noqa: F811
+def test_it_gives_what_a_proof_of_its_own_gives(kind: Kind, name: str) -> None:
     template = kind(TEMPLATES[name]).template
     known = Outlines(template)
     for conversation in conversations():
@@ -64,7 +64,7 @@ def test_it_gives_what_a_proof_of_its_own_gives(kind: Kind, name: str) -> None: 
 
 
 def test_most_conversations_of_an_outline_need_no_proof_of_their_own(
-    kind: Kind,  # noqa: F811
+    kind: Kind,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     template = kind(templates.TWO_ENDS).template
