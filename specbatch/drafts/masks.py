@@ -46,9 +46,11 @@ class Runs:
 
     def total(self, values_R: np.ndarray) -> np.ndarray:
         """Return the sums of ``[..., R]`` over the runs of each sample, int64 ``[..., S]``."""
-        sums = np.zeros((*values_R.shape[:-1], values_R.shape[-1] + 1), dtype=np.int64)
-        np.cumsum(values_R, axis=-1, out=sums[..., 1:])
-        return sums[..., self.ends_S] - sums[..., self.begins_S]
+        sums_S = np.zeros((*values_R.shape[:-1], len(self.ends_S)), dtype=np.int64)
+        if values_R.shape[-1]:
+            np.cumsum(values_R, axis=-1, dtype=np.int64).take(self.ends_S - 1, axis=-1, out=sums_S, mode="clip")
+            sums_S[..., self.ends_S == 0] = 0
+        return np.diff(sums_S, axis=-1, prepend=0)
 
 
 @dataclass(frozen=True)

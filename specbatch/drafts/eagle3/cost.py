@@ -22,26 +22,23 @@ from specbatch.drafts.masks import Costs, Masks
 
 def counts_of(masks: Masks, ttt_steps: int) -> np.ndarray:
     """Return the number of columns of each sample that enter the loss of each unrolled step, int64 ``[K, S]``."""
-    low_R, high_R = target_runs(masks)
-    return masks.runs.total(np.stack([np.maximum(high_R - low_R - k, 0) for k in range(ttt_steps)]))
+    return masks.runs.total(_live(*target_runs(masks), ttt_steps))
 
 
 def costs_of(masks: Masks, ttt_steps: int, shape: Shape) -> Costs:
     """Return the costs of samples."""
     low_R, high_R = target_runs(masks)
     columns_S = _columns(masks, low_R, high_R)
-    rows_S = {"aux": columns_S, "last": masks.runs.total(high_R - low_R)}
+    live_KS, pairs_S = live_columns(masks, ttt_steps)
+    # In the first step each row of the last layer's states is the target of one column.
+    rows_S = {"aux": columns_S, "last": live_KS[0]}
     if shape.images:
         rows_S["embeds"] = columns_S
-    counts_KS = counts_of(masks, ttt_steps)
-    live_KS, pairs_KS = live_columns(masks, ttt_steps)
-    forward, both = (
-        _flops(shape, rows_S, counts_KS, live_KS, pairs_KS, backward=backward) for backward in (False, True)
-    )
+    forward, both = (_flops(shape, rows_S, live_KS, pairs_S, backward=backward) for backward in (False, True))
     return Costs(
         captured_S=np.where(columns_S > 0, columns_S + 1, 0),
         rows_S=rows_S,
-        counts_TS=counts_KS,
+        counts_TS=live_KS,
         computed_TS=live_KS,
         flops_S=both,
         forward_flops_S=forward,
@@ -63,42 +60,38 @@ def live_columns(masks: Masks, ttt_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Count the columns that each unrolled step computes, which are those that learn in it.
 
     Returns:
-        int64 ``[K, S]`` both: the number of columns, and of pairs of a query and a key that it sees.
+        int64 ``[K, S]`` and ``[S]``: the number of columns, and of pairs of a query and a key that it sees, over all
+        steps.
     """
     low_R, high_R = target_runs(masks)
-    live_KR = np.stack([np.maximum(high_R - low_R - k, 0) for k in range(ttt_steps)])
-    # Column i sees the keys of columns 0 to i of the first unrolled step, and k of its own.
-    pairs_KR = live_KR * (2 * low_R + live_KR - 3) // 2 + live_KR * (1 + np.arange(ttt_steps)[:, None])
-    return masks.runs.total(live_KR), masks.runs.total(pairs_KR)
+    live_KR, k_K1 = _live(low_R, high_R, ttt_steps), np.arange(ttt_steps)[:, None]
+    # Column i sees the keys of columns 0 to i of the first unrolled step, and k of its own; the first is low - 1.
+    pairs_R = (live_KR * (2 * (low_R + k_K1) + live_KR - 1)).sum(axis=0) // 2
+    return masks.runs.total(live_KR), masks.runs.total(pairs_R)
+
+
+def _live(low_R: np.ndarray, high_R: np.ndarray, ttt_steps: int) -> np.ndarray:
+    return np.maximum(high_R - low_R - np.arange(ttt_steps)[:, None], 0)
 
 
 def _flops(
-    shape: Shape,
-    rows_S: dict[str, np.ndarray],
-    counts_KS: np.ndarray,
-    live_KS: np.ndarray,
-    pairs_KS: np.ndarray,
-    *,
-    backward: bool,
+    shape: Shape, rows_S: dict[str, np.ndarray], live_KS: np.ndarray, pairs_S: np.ndarray, *, backward: bool
 ) -> np.ndarray:
     """Return the operations of the unrolled steps on live columns, with loss and optionally gradients: float ``[S]``.
 
     The projection of the target's states needs no gradient of its input, the target's head none at all.
 
     Args:
-        pairs_KS: pairs of a query and a key that it sees, in each unrolled step.
+        pairs_S: pairs of a query and a key that it sees, over all unrolled steps.
     """
     hidden, query, key = shape.hidden, shape.query, shape.key
     both, head, first = (3.0, 3.0 if shape.train_head else 2.0, 2.0) if backward else (1.0, 1.0, 1.0)
     scores = 1 + 2.5 if backward else 1.0
-    flops = rows_S["aux"] * 2.0 * (first * shape.first + both * 2 * hidden * 2 * key)
-    flops += rows_S["last"] * 2.0 * shape.head
+    layer = hidden * query + query * hidden + 3 * hidden * shape.intermediate
+    live_K = np.full(len(live_KS), both * 2.0 * (layer + hidden * 2 * key) + head * 2.0 * shape.head)
     # The columns of the first step read all tokens that those of later steps read.
-    flops += both * 2.0 * live_KS[0] * hidden * (query + 2 * key)
-    for k, live_S in enumerate(live_KS):
-        own = hidden * 2 * key if k else 0
-        layer = hidden * query + own + query * hidden + 3 * hidden * shape.intermediate
-        flops += both * 2.0 * live_S * layer
-        flops += head * 2.0 * counts_KS[k] * shape.head
-        flops += scores * 4.0 * query * pairs_KS[k]
-    return flops
+    live_K[0] += both * 2.0 * (hidden * (query + 2 * key) - hidden * 2 * key)
+    flops = rows_S["aux"] * (2.0 * (first * shape.first + both * 2 * hidden * 2 * key))
+    flops += rows_S["last"] * (2.0 * shape.head)
+    flops += live_K @ live_KS
+    return flops + scores * 4.0 * query * pairs_S
