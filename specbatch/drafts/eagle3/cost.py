@@ -65,7 +65,7 @@ def live_columns(masks: Masks, ttt_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """
     low_R, high_R = target_runs(masks)
     live_KR, k_K1 = _live(low_R, high_R, ttt_steps), np.arange(ttt_steps)[:, None]
-    # Column i sees the keys of columns 0 to i of the first unrolled step, and k of its own; the first is low - 1.
+    # Column i sees the keys of columns 0 to i of the first unrolled step, and k of its own. The first is low - 1.
     pairs_R = (live_KR * (2 * (low_R + k_K1) + live_KR - 1)).sum(axis=0) // 2
     return masks.runs.total(live_KR), masks.runs.total(pairs_R)
 
@@ -87,10 +87,11 @@ def _flops(
     hidden, query, key = shape.hidden, shape.query, shape.key
     both, head, first = (3.0, 3.0 if shape.train_head else 2.0, 2.0) if backward else (1.0, 1.0, 1.0)
     scores = 1 + 2.5 if backward else 1.0
-    layer = hidden * query + query * hidden + 3 * hidden * shape.intermediate
-    live_K = np.full(len(live_KS), both * 2.0 * (layer + hidden * 2 * key) + head * 2.0 * shape.head)
-    # The columns of the first step read all tokens that those of later steps read.
-    live_K[0] += both * 2.0 * (hidden * (query + 2 * key) - hidden * 2 * key)
+    layer = hidden * (2 * query + 2 * key + 3 * shape.intermediate)
+    live_K = np.full(len(live_KS), both * 2.0 * layer + head * 2.0 * shape.head)
+    # The columns of the first step read all tokens that those of later steps read. Their queries, keys and values are
+    # projected there, and the first step has no own keys and values.
+    live_K[0] += both * 2.0 * hidden * query
     flops = rows_S["aux"] * (2.0 * (first * shape.first + both * 2 * hidden * 2 * key))
     flops += rows_S["last"] * (2.0 * shape.head)
     flops += live_K @ live_KS
